@@ -1,0 +1,223 @@
+"""Source: random access to records. Candidate: a row that a source offers to a job. Views over sources are sources."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import xxhash
+
+from penstock.errors import SchemaError, UsageError
+from penstock.schema import Record, Schema
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Random access to records.
+
+    Implementations are safe to read from many threads, survive a fork, and pickle into workers (open files lazily, drop
+    handles when pickled). A minimal one is four members: `schema`, `keys`, `__len__`, `__getitem__`.
+    """
+
+    @property
+    def schema(self) -> Schema:
+        """The fields of every record."""
+        ...
+
+    @property
+    def keys(self) -> Sequence[str]:
+        """One id per row; looked up by position, never held as a list for large sources."""
+        ...
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        ...
+
+    def __getitem__(self, index: int, /) -> Record:
+        """The record of a row; a negative index counts from the end; IndexError outside."""
+        ...
+
+
+@dataclass(frozen=True)
+class Group:
+    """Contiguous rows that belong together: a video, a scene, an image with its segments."""
+
+    name: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A row that a source offers to a job, in input order, before anything is computed."""
+
+    key: str
+    origin: str = ""
+    """Name of the file it comes from, without folders: tells a changed input from a second row of the same id."""
+    cheap: int = 0
+    """64-bit hash of what is known without reading: names, sizes, times. Equal means unchanged."""
+    index: int | None = None
+    """Position in the source, where the source has random access."""
+    record: Record | None = None
+    """The record itself, where the input can be read only once and in order."""
+    failure: str = ""
+    """Why the row cannot be read, where that is known already (a lone member of a pair, say)."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A fault of a whole input file, beside the rows that it cost (a truncated archive, say)."""
+
+    path: str
+    error: str
+    """Class name of the error."""
+    message: str
+
+
+class Offers(Protocol):
+    """What a job works on: candidates in input order, and random access to those that carry an index."""
+
+    schema: Schema
+    problems: list[Problem]
+
+    def candidates(self) -> Iterator[Candidate]:
+        """The rows offered, in input order. May be iterated once if the input is a pipe."""
+        ...
+
+    def __getitem__(self, index: int, /) -> Record:
+        """The record of a candidate by its `index`; called in workers."""
+        ...
+
+
+class SourceOffers:
+    """Offers every row of a source, by index. `cheap` is the hash of the key alone: a source says no more."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.schema = source.schema
+        self.problems: list[Problem] = []
+
+    def candidates(self) -> Iterator[Candidate]:
+        """All rows, in order."""
+        keys = self.source.keys
+        for index in range(len(self.source)):
+            yield Candidate(key=keys[index], cheap=xxhash.xxh3_64_intdigest(keys[index]), index=index)
+
+    def __getitem__(self, index: int) -> Record:
+        return self.source[index]
+
+
+class Subset:
+    """Some rows of a source, in a given order. Rows may repeat."""
+
+    def __init__(self, source: Source, rows: Sequence[int] | np.ndarray) -> None:
+        self.source = source
+        self.rows = np.asarray(rows, np.int64)
+        if len(self.rows) and not (0 <= self.rows.min() and self.rows.max() < len(source)):
+            found = f"{self.rows.min()}..{self.rows.max()}"
+            raise UsageError(f"Subset: rows must lie in 0..{len(source) - 1}, got {found}")
+        self.schema = source.schema
+
+    @property
+    def keys(self) -> Sequence[str]:
+        """Keys of the chosen rows."""
+        return _Lookup(len(self), lambda i: self.source.keys[int(self.rows[i])])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Record:
+        return self.source[int(self.rows[check_index(index, len(self))])]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Record]:
+        """Records of several rows; torch's DataLoader asks for a batch this way."""
+        rows = self.rows[[check_index(index, len(self)) for index in indices]].tolist()
+        batched = getattr(self.source, "__getitems__", None)
+        return batched(rows) if batched else [self.source[row] for row in rows]
+
+    def gather(self, rows: np.ndarray, fields: Sequence[str] | None, out: Mapping[str, np.ndarray]) -> None:
+        """As `Store.gather`, where the underlying source has it."""
+        self.source.gather(self.rows[rows], fields, out)  # type: ignore[attr-defined]  # see Loader: probed beforehand
+
+
+class Concat:
+    """Sources of one schema, one after another."""
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        if not sources:
+            raise UsageError("Concat: expected at least one source")
+        for source in sources[1:]:
+            if source.schema != sources[0].schema:
+                raise SchemaError("Concat: the schemas differ; bring them together with Map or by choosing fields")
+        self.sources = list(sources)
+        self.schema = sources[0].schema
+        self._ends = np.cumsum([len(source) for source in sources])
+
+    @property
+    def keys(self) -> Sequence[str]:
+        """Keys of all sources, in order."""
+
+        def key(index: int) -> str:
+            source, row = self._locate(index)
+            return source.keys[row]
+
+        return _Lookup(len(self), key)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, index: int) -> Record:
+        source, row = self._locate(check_index(index, len(self)))
+        return source[row]
+
+    def _locate(self, index: int) -> tuple[Source, int]:
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        start = int(self._ends[number - 1]) if number else 0
+        return self.sources[number], index - start
+
+
+class Map:
+    """A source whose records pass through a function, which states the schema it gives."""
+
+    def __init__(self, source: Source, function: Callable[[Record], Record], schema: Schema) -> None:
+        self.source = source
+        self.function = function
+        self.schema = schema
+
+    @property
+    def keys(self) -> Sequence[str]:
+        """Keys of the underlying source."""
+        return self.source.keys
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Record:
+        return self.function(self.source[index])
+
+
+def check_index(index: int, length: int) -> int:
+    """The index counted from the front.
+
+    Raises:
+        IndexError: outside -length..length-1.
+    """
+    if not -length <= index < length:
+        raise IndexError(f"row {index} of {length} rows")
+    return index + length if index < 0 else index
+
+
+class _Lookup(Sequence[str]):
+    """A sequence of keys computed on demand."""
+
+    def __init__(self, length: int, key: Callable[[int], str]) -> None:
+        self._length = length
+        self._key = key
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int | slice) -> str | list[str]:  # type: ignore[override]
+        if isinstance(index, slice):
+            return [self._key(i) for i in range(*index.indices(self._length))]
+        return self._key(check_index(index, self._length))
