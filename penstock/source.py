@@ -47,7 +47,7 @@ class Group:
     stop: int
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Candidate:
     """A row that a source offers to a job, in input order, before anything is computed."""
 

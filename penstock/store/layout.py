@@ -13,7 +13,7 @@ from penstock.schema import Field, Schema
 IDX_DTYPE = np.dtype([("segment", "<u8"), ("offset", "<u8"), ("length", "<u8")])
 """One row of `<field>.idx.bin`: segment of the blob, first byte in it, number of bytes."""
 
-MAX_FILES = 60
+MAX_FILES = 56
 """More would make a row's record in `_rows.bin` larger than a disk sector."""
 
 

@@ -1,0 +1,375 @@
+"""Job: a stage run over offered rows into a sink; resumable, counted, budgeted. Any launcher that keeps its protocol will do."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import xxhash
+
+from penstock.errors import BudgetExceeded, OutputFull, SchemaError
+from penstock.report import Budget, Outcome, Report
+from penstock.schema import Record, Schema
+from penstock.source import Candidate, Offers
+from penstock.store.commit import Admission, Commit, origin_hash
+from penstock.store.write import RowWriter, Ticket, Written
+
+HOPELESS_ROWS = 100
+"""A run whose first so many rows all failed stops: something is wrong with all of them."""
+
+
+class Stage(Protocol):
+    """Records in, records out; usually holds a model. Pickles; loads what is heavy in `setup`."""
+
+    name: str
+    version: int
+    bitwise: bool
+    """Whether the same input always gives the same bytes."""
+    batch_size: int
+    """Rows per call. Which rows share a call is fixed by the plan, never by timing."""
+    schema: Schema
+    """The fields of the records that come out."""
+
+    def identity(self) -> dict[str, object]:
+        """What defines the output, as plain values: parameters, model, weights."""
+        ...
+
+    def setup(self, device: str) -> None:
+        """Loads what is needed, once per worker."""
+        ...
+
+    def __call__(self, records: list[Record]) -> list[Record]:
+        """One record out for each one in.
+
+        Raises:
+            BadData: what a record says is wrong; with several records the job finds out which.
+        """
+        ...
+
+
+class Sink(Protocol):
+    """Where rows go: `StoreSink`, `V1Sink`."""
+
+    def writer(self) -> RowWriter: ...
+    def admit(self, candidates: Sequence[Candidate], *, retry_failed: bool = False, grow: bool = False) -> list[Admission]: ...
+    def enter(self, ticket: Ticket) -> Admission: ...
+    def recompute(self, candidate: Candidate) -> Ticket | None: ...
+    def commit(self, commit: Commit) -> None: ...
+    def flush(self) -> None: ...
+    def close(self, *, complete: bool) -> None: ...
+    def release(self) -> None: ...
+    @property
+    def wants_drain(self) -> bool: ...
+    @property
+    def held(self) -> frozenset[str]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """One row for a worker: compute and write it, or (without a ticket) only hash its input."""
+
+    candidate: Candidate
+    ticket: Ticket | None = None
+    admission: Admission | None = None
+    attempt: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """What a worker says of an order: written, or an error. `fatal` stops the run: it is not the row's fault."""
+
+    content: int = 0
+    written: Written | None = None
+    error: str = ""
+    message: str = ""
+    fatal: BaseException | None = None
+
+
+@dataclass(kw_only=True)
+class Work:
+    """What a worker does with a batch of orders. Pickles into workers; the stage is set up on the first call."""
+
+    offers: Offers
+    stage: Stage
+    writer: RowWriter
+    device: str = "cpu"
+    is_ready: bool = False
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "is_ready": False}
+
+    def __call__(self, orders: Sequence[Order]) -> list[Finished]:
+        """Computes and writes each row; errors become outcomes, one per order."""
+        if not self.is_ready:
+            self.stage.setup(self.device)
+            self.is_ready = True
+        fetched = [self._fetch(order) for order in orders]
+        good = [number for number, (record, _) in enumerate(fetched) if record is not None and orders[number].ticket]
+        computed = self._compute([fetched[number][0] for number in good])  # type: ignore[misc]  # None was sorted out
+        results = [finished for _, finished in fetched]
+        for number, result in zip(good, computed, strict=True):
+            results[number] = self._write(orders[number], results[number].content, result)
+        return results
+
+    def _fetch(self, order: Order) -> tuple[Record | None, Finished]:
+        candidate = order.candidate
+        try:
+            record = candidate.record if candidate.index is None else self.offers[candidate.index]
+        except Exception as error:  # noqa: BLE001  # the per-row boundary: recorded, counted, budgeted
+            return None, _failed(error)
+        if record is None:
+            return None, Finished(error="SchemaError", message=f"{candidate.key}: offered without a record")
+        return record, Finished(content=hash_record(record))
+
+    def _compute(self, records: list[Record]) -> list[Record | Exception]:
+        if not records:
+            return []
+        try:
+            return list(self.stage(records))
+        except Exception as error:  # noqa: BLE001  # the per-row boundary: recorded, counted, budgeted
+            if len(records) == 1:
+                return [error]
+        half = len(records) // 2  # one of them is bad: find it, keep the others
+        return self._compute(records[:half]) + self._compute(records[half:])
+
+    def _write(self, order: Order, content: int, result: Record | Exception) -> Finished:
+        if isinstance(result, Exception):
+            failed = _failed(result)
+            return Finished(content=content, error=failed.error, message=failed.message, fatal=failed.fatal)
+        assert order.ticket is not None
+        try:
+            written = self.writer.write(order.ticket.folder, order.ticket.position, result)
+        except SchemaError as error:
+            return Finished(content=content, error=type(error).__name__, message=str(error))
+        except OSError as error:
+            return Finished(content=content, error=type(error).__name__, message=str(error), fatal=error)
+        return Finished(content=content, written=written)
+
+
+class Launcher(Protocol):
+    """Runs a work's calls somewhere. Truth is the set of committed rows, so any order of results is right."""
+
+    def run(
+        self, work: Work, batches: Iterator[Sequence[Order] | None]
+    ) -> Iterator[tuple[Sequence[Order], Sequence[Finished]]]:
+        """Pulls batches, a bounded number ahead, and gives each back with its results.
+
+        A None among the batches asks to finish what is in flight before more is pulled.
+        """
+        ...
+
+
+@dataclass(kw_only=True)
+class Job:
+    """One run of a stage over offered rows into a sink."""
+
+    offers: Offers
+    stage: Stage
+    sink: Sink
+    launcher: Launcher
+    report: Report
+    budget: Budget | None = None
+    """None: every failure counts against the exit code, and none stops the run but a hopeless beginning."""
+    retry_failed: bool = False
+    is_stream: bool = False
+    """Whether the input can be read only once and in order."""
+    max_rows: int | None = None
+    block_rows: int = 1 << 16
+    """Rows admitted at once where the input has random access."""
+    device: str = "cpu"
+    on_progress: Callable[[Report], None] = lambda report: None
+    stop: Callable[[], str] = lambda: ""
+    """Asked between batches; a non-empty answer (a signal's name) ends the run after the rows in hand."""
+    _again: deque[Order] = field(default_factory=deque)
+    _in_hand: int = 0
+    _ended: bool = False
+
+    def run(self) -> Report:
+        """Runs until the input ends, the budget is spent, or `stop` says so.
+
+        Raises:
+            BudgetExceeded: more rows failed than allowed; what was done is kept and the report is filled in.
+            OutputFull: no room left; what was committed is kept.
+        """
+        started = time.monotonic()
+        work = Work(offers=self.offers, stage=self.stage, writer=self.sink.writer(), device=self.device)
+        try:
+            for orders, results in self.launcher.run(work, self._batches()):
+                for order, finished in zip(orders, results, strict=True):
+                    self._take(order, finished)
+                self._in_hand -= len(orders)
+                self.report.seconds = time.monotonic() - started
+                self.on_progress(self.report)
+                self._check_budget()
+            self.sink.close(complete=self._ended)
+        except BudgetExceeded:
+            self.sink.close(complete=False)
+            raise
+        finally:
+            self.sink.release()
+            self.report.seconds = time.monotonic() - started
+            self.report.problems = [vars(problem) for problem in self.offers.problems]
+            if self.sink.held:
+                self.report.notes["held"] = sorted(self.sink.held)
+        return self.report
+
+    def _batches(self) -> Iterator[Sequence[Order] | None]:
+        waiting: list[Order] = []
+        for order in self._orders():
+            if order is None:
+                yield None
+                continue
+            if order.ticket is None:
+                self._in_hand += 1
+                yield [order]
+                continue
+            waiting.append(order)
+            if len(waiting) == self.stage.batch_size:
+                self._in_hand += len(waiting)
+                yield waiting
+                waiting = []
+        if waiting:
+            self._in_hand += len(waiting)
+            yield waiting
+
+    def _orders(self) -> Iterator[Order | None]:
+        for block in self._blocks():
+            admissions = self.sink.admit(block, retry_failed=self.retry_failed, grow=self.is_stream)
+            self.report.planned += len(block)
+            for candidate, admission in zip(block, admissions, strict=True):
+                order = self._admit(candidate, admission)
+                while order is not None and self.sink.wants_drain and self._in_hand:
+                    yield None
+                yield from self._enter(order)
+                while self._again:
+                    yield from self._enter(self._again.popleft())
+                reason = self.stop()
+                if reason:
+                    self.report.interrupted = reason
+                    return
+        while self._in_hand or self._again:  # a comparison in flight may turn into a row to compute
+            if self._again:
+                yield from self._enter(self._again.popleft())
+            else:
+                yield None
+        self._ended = True
+
+    def _blocks(self) -> Iterator[list[Candidate]]:
+        size = 1 if self.is_stream else self.block_rows
+        block: list[Candidate] = []
+        for number, candidate in enumerate(self.offers.candidates()):
+            if self.max_rows is not None and number >= self.max_rows:
+                break
+            block.append(candidate)
+            if len(block) == size:
+                yield block
+                block = []
+        if block:
+            yield block
+
+    def _admit(self, candidate: Candidate, admission: Admission) -> Order | None:
+        if admission.verdict in ("done", "failed"):
+            self.report.skipped += 1
+            self.report.done += admission.verdict == "done"
+            self.report.failed += admission.verdict == "failed"
+            return None
+        if admission.verdict == "held":
+            return None
+        return Order(candidate=candidate, ticket=admission.ticket, admission=admission)
+
+    def _enter(self, order: Order | None) -> Iterator[Order]:
+        """Takes the claim a row needs; a row that is known to be bad is committed as failed at once."""
+        if order is None:
+            return
+        if order.ticket is None:
+            yield order
+            return
+        entered = self.sink.enter(order.ticket)
+        if entered.ticket is None:
+            self.report.skipped += entered.verdict == "done"
+            self.report.done += entered.verdict == "done"
+            return
+        order = Order(candidate=order.candidate, ticket=entered.ticket, attempt=order.attempt)
+        if order.candidate.failure:
+            self._take(order, Finished(error="BadData", message=order.candidate.failure))
+            return
+        yield order
+
+    def _take(self, order: Order, finished: Finished) -> None:
+        if finished.fatal is not None:
+            raise finished.fatal
+        if order.ticket is None:
+            self._compared(order, finished)
+            return
+        self.sink.commit(
+            Commit(
+                ticket=order.ticket,
+                content=finished.content,
+                written=finished.written,
+                error=finished.error,
+                message=finished.message,
+                attempt=order.attempt,
+            )
+        )
+        if finished.written is None:
+            key = order.candidate.key
+            self.report.add_failure(Outcome(key=key, error=finished.error, message=finished.message, attempt=order.attempt))
+        else:
+            self.report.done += 1
+            self.report.bytes_written += finished.written.size
+
+    def _compared(self, order: Order, finished: Finished) -> None:
+        """The cheap key of a done row differed; now its content is known."""
+        candidate, admission = order.candidate, order.admission
+        assert admission is not None
+        if finished.error or candidate.failure or finished.content == admission.content:
+            if finished.error or candidate.failure:
+                reason = candidate.failure or finished.message
+                self.report.notes["unreadable_now"] = int(str(self.report.notes.get("unreadable_now", 0))) + 1
+                self.report.notes.setdefault("unreadable_first", f"{candidate.key} is done, but can no longer be read: {reason}")
+            self.report.skipped += 1
+            self.report.done += 1
+            return
+        if origin_hash(candidate.origin) == admission.origin:
+            ticket = self.sink.recompute(candidate)
+            if ticket is not None:
+                self.report.notes["changed"] = int(str(self.report.notes.get("changed", 0))) + 1
+                self._again.append(Order(candidate=candidate, ticket=ticket))
+            return
+        text = f"duplicate id {candidate.key}: a done row of that id came from another file, with other content"
+        double = Candidate(
+            key=f"{candidate.key}@{candidate.origin}", origin=candidate.origin, cheap=candidate.cheap, index=candidate.index,
+            record=candidate.record, failure=f"{text}; this one is in {candidate.origin}",
+        )  # fmt: skip
+        (again,) = self.sink.admit([double], grow=self.is_stream)
+        fresh = self._admit(double, again)
+        if fresh is not None:
+            self._again.append(fresh)
+
+    def _check_budget(self) -> None:
+        report = self.report
+        new = sum(report.reasons.values())
+        if new >= HOPELESS_ROWS and not report.bytes_written:
+            report.interrupted = "all rows failed"
+            raise BudgetExceeded(f"the first {new} rows all failed; first: {report.failures[0].key}: {report.failures[0].message}")
+        if self.budget is not None and not self.budget.allows(report.failed, max(report.planned, 1000)):
+            report.interrupted = "failure budget"
+            raise BudgetExceeded(f"{report.failed} of {report.planned} rows failed, the budget is {self.budget}")
+
+
+def hash_record(record: Record) -> int:
+    """xxh3_64 over all values of a record, field by field in order of name; never 0."""
+    digest = xxhash.xxh3_64()
+    for name in sorted(record):
+        value = record[name]
+        raw = value.encode() if isinstance(value, str) else np.ascontiguousarray(value).reshape(-1).view(np.uint8)
+        digest.update(f"{name} {len(raw)}\n".encode())
+        digest.update(memoryview(raw))
+    return digest.intdigest() or 1
+
+
+def _failed(error: Exception) -> Finished:
+    fatal = error if isinstance(error, (OutputFull, MemoryError, ImportError)) else None
+    return Finished(error=type(error).__name__, message=str(error) or repr(error), fatal=fatal)

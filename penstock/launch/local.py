@@ -1,0 +1,132 @@
+"""The local launcher: worker processes on this machine, or none at all. A crash costs the row that caused it, no other."""
+
+import ctypes
+import multiprocessing
+import os
+import pickle
+import signal
+import sys
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import replace
+from pathlib import Path
+
+from pebble import ProcessExpired, ProcessPool
+
+from penstock.jobs import Finished, Order, Work
+
+Batch = Sequence[Order]
+Results = Sequence[Finished]
+
+MAX_ATTEMPTS = 2
+"""A single row whose worker died is tried once more, alone: the first death may have been another row's doing."""
+
+_PR_SET_PDEATHSIG = 1
+_work: Work | None = None
+_pickled = b""
+
+
+class Inline:
+    """Runs every batch in this process, one after another: for small jobs, tests and debuggers."""
+
+    def run(self, work: Work, batches: Iterator[Batch | None]) -> Iterator[tuple[Batch, Results]]:
+        """See `penstock.jobs.Launcher`."""
+        for batch in batches:
+            if batch is not None:
+                yield batch, work(batch)
+
+
+class Local:
+    """Runs batches in worker processes. Workers die with the driver; the dead are replaced.
+
+    Args:
+        workers: number of processes.
+        timeout_s: seconds a single row may take before its worker is killed and the row fails; None: no limit.
+        ahead: batches in flight per worker.
+    """
+
+    def __init__(self, workers: int, *, timeout_s: float | None = None, ahead: int = 2) -> None:
+        self.workers = workers
+        self.timeout_s = timeout_s
+        self.ahead = ahead
+
+    def run(self, work: Work, batches: Iterator[Batch | None]) -> Iterator[tuple[Batch, Results]]:
+        """See `penstock.jobs.Launcher`."""
+        context = multiprocessing.get_context("spawn")
+        pool = ProcessPool(
+            max_workers=self.workers, context=context, initializer=_initialize, initargs=(pickle.dumps(work), os.getpid())
+        )
+        try:
+            yield from self._drive(pool, batches)
+            pool.close()
+        finally:
+            pool.stop()
+            pool.join()
+
+    def _drive(self, pool: ProcessPool, batches: Iterator[Batch | None]) -> Iterator[tuple[Batch, Results]]:
+        flying: dict[Future[Results], Batch] = {}
+        again: deque[Batch] = deque()
+        ended = False
+        while flying or again or not ended:
+            drain = False
+            while not drain and len(flying) < self.workers * self.ahead:
+                if again:
+                    batch: Batch | None = again.popleft()
+                else:
+                    batch = None if ended else next(batches, _END)
+                if batch is _END:
+                    ended = True
+                    batch = None
+                if batch is None:
+                    drain = True
+                else:
+                    limit = self.timeout_s * len(batch) if self.timeout_s else None
+                    flying[pool.schedule(_call, args=[batch], timeout=limit)] = batch
+            for future in wait(flying, return_when=FIRST_COMPLETED).done:
+                batch = flying.pop(future)
+                results, retries = _harvest(future, batch)
+                again += retries
+                if results:
+                    yield batch, results
+
+
+_END: Batch = ()
+
+
+def _harvest(future: "Future[Results]", batch: Batch) -> tuple[Results, list[Batch]]:
+    """The results of a batch; or, where its worker died or ran out of time, the smaller batches to try instead."""
+    try:
+        return future.result(), []
+    except (ProcessExpired, FutureTimeout) as error:
+        if len(batch) > 1:
+            half = len(batch) // 2
+            return (), [batch[:half], batch[half:]]
+        (order,) = batch
+        timed_out = isinstance(error, FutureTimeout)
+        if order.attempt < MAX_ATTEMPTS and not timed_out:
+            return (), [[replace(order, attempt=order.attempt + 1)]]
+        reason = "ran out of time" if timed_out else f"its worker died (exit code {getattr(error, 'exitcode', '?')})"
+        name = "TimeoutError" if timed_out else "WorkerDied"
+        return [Finished(error=name, message=f"{order.candidate.key}: {reason}, {order.attempt} attempts")], []
+
+
+def _initialize(pickled: bytes, driver: int) -> None:
+    """Runs once in each worker: Ctrl-C is the driver's to handle, and a worker never outlives its driver."""
+    global _pickled
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != driver and not Path(f"/proc/{driver}").exists():
+        os._exit(1)
+    _pickled = pickled
+
+
+def _call(batch: Batch) -> Results:
+    global _work
+    if _work is None:
+        _work = pickle.loads(_pickled)
+    assert _work is not None
+    return _work(batch)

@@ -1,0 +1,1 @@
+"""Readers: sources over other people's files, one file per dataset layout."""

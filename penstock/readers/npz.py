@@ -1,0 +1,172 @@
+"""Reading NPZ bytes that come from strangers: nothing is executed, every size is checked before memory is taken."""
+
+import io
+import lzma
+import struct
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import numpy as np
+
+from penstock.errors import BadData
+from penstock.readers.object_array import decode_object_array
+
+MAX_MEMBERS = 10_000
+_LOCAL_HEADER = struct.Struct("<4s22xHH")
+_ZIP_ERRORS = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    OSError,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+    OverflowError,
+    struct.error,
+)
+_HEADER_ERRORS = (ValueError, TypeError, SyntaxError, RecursionError, KeyError, EOFError, tokenize.TokenError)
+
+
+def read_npz(
+    content: bytes | bytearray | memoryview | np.ndarray,
+    *,
+    names: Collection[str] | None = None,
+    object_fields: Collection[str] = ("masks",),
+    max_bytes: int = 1 << 30,
+) -> dict[str, np.ndarray]:
+    """The arrays of an NPZ, by name, read without NumPy's pickle.
+
+    Members that are stored, as `numpy.savez` does, become views of `content` (perhaps unaligned); deflated ones are
+    unpacked. Checksums are verified for every member read.
+
+    Args:
+        content: the NPZ's bytes; an array must be uint8, one-dimensional and contiguous.
+        names: the members wanted; all of them for None. Names that are not there are no fault.
+        object_fields: names that may hold pickled object arrays of numbers; they come back as plain arrays of numbers,
+            (N, H, W) for an object array of shape (N,) that holds (H, W) arrays.
+        max_bytes: limit on the sum of the declared sizes of the members read, and on what an object array unpacks to.
+
+    Raises:
+        BadData: the bytes are no NPZ, a member is damaged, too large, an object array that is not allowed, or an object
+            array that holds anything but numbers. The message names the member.
+    """
+    view = memoryview(content).cast("B")  # type: ignore[arg-type]  # arrays are buffers, though not to mypy
+    with _open_zip(view) as archive:
+        members = _wanted(archive, names)
+        declared = sum(member.file_size for member in members.values())
+        if declared > max_bytes:
+            raise BadData(f"NPZ: the members declare {declared} bytes; expected at most {max_bytes}")
+        return {
+            name: _parse_npy(name, _member_bytes(archive, view, member), name in object_fields, max_bytes)
+            for name, member in members.items()
+        }
+
+
+@dataclass(frozen=True)
+class _Header:
+    shape: tuple[int, ...]
+    fortran: bool
+    dtype: np.dtype
+
+
+def _open_zip(view: memoryview) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(io.BytesIO(view))
+    except _ZIP_ERRORS as error:
+        raise BadData(f"NPZ: expected a ZIP archive, got {len(view)} bytes that are none: {error}") from error
+
+
+def _wanted(archive: zipfile.ZipFile, names: Collection[str] | None) -> dict[str, zipfile.ZipInfo]:
+    listed = archive.infolist()
+    if len(listed) > MAX_MEMBERS:
+        raise BadData(f"NPZ: {len(listed)} members; expected at most {MAX_MEMBERS}")
+    members: dict[str, zipfile.ZipInfo] = {}
+    for member in listed:
+        name = member.filename.removesuffix(".npy")
+        if not member.filename.endswith(".npy") or (names is not None and name not in names):
+            continue
+        if name in members:
+            raise BadData(f"NPZ: member {name!r} is there twice; expected once")
+        members[name] = member
+    return members
+
+
+def _member_bytes(archive: zipfile.ZipFile, view: memoryview, member: zipfile.ZipInfo) -> memoryview:
+    if member.compress_type == zipfile.ZIP_STORED and not member.flag_bits & 1:
+        return _stored_bytes(view, member)
+    try:
+        with archive.open(member) as opened:
+            content = opened.read(member.file_size)
+            opened.read(1)  # past the end: this is where zipfile compares the checksum
+    except _ZIP_ERRORS as error:
+        raise BadData(f"NPZ: member {member.filename!r} is damaged: {error}") from error
+    if len(content) != member.file_size:
+        raise BadData(f"NPZ: member {member.filename!r}: expected {member.file_size} bytes, got {len(content)}")
+    return memoryview(content)
+
+
+def _stored_bytes(view: memoryview, member: zipfile.ZipInfo) -> memoryview:
+    """The member's bytes where they lie, without a copy."""
+    start = member.header_offset
+    header = view[start : start + _LOCAL_HEADER.size] if start >= 0 else view[:0]
+    if len(header) < _LOCAL_HEADER.size:
+        raise BadData(f"NPZ: member {member.filename!r}: its header at byte {start} lies outside {len(view)} bytes")
+    magic, name_bytes, extra_bytes = _LOCAL_HEADER.unpack(header)
+    first = start + _LOCAL_HEADER.size + name_bytes + extra_bytes
+    content = view[first : first + member.file_size]
+    if magic != b"PK\x03\x04" or len(content) != member.file_size:
+        raise BadData(
+            f"NPZ: member {member.filename!r}: expected {member.file_size} bytes from byte {first}, "
+            f"got {len(content)} (header {magic!r})"
+        )
+    crc = zlib.crc32(content)
+    if crc != member.CRC:
+        raise BadData(f"NPZ: member {member.filename!r}: expected checksum {member.CRC:08x}, got {crc:08x}")
+    return content
+
+
+def _parse_npy(name: str, content: memoryview, objects_allowed: bool, max_bytes: int) -> np.ndarray:
+    header, payload = _npy_header(name, content)
+    if header.dtype.hasobject:
+        if not objects_allowed:
+            raise BadData(
+                f"NPZ: member {name!r}: expected numbers, got an object array (a pickle), which is not loaded"
+            )
+        return decode_object_array(payload, name=name, shape=header.shape, max_bytes=max_bytes)
+    if header.dtype.kind not in "biufcUS":
+        raise BadData(f"NPZ: member {name!r}: expected numbers or text, got type {header.dtype}")
+    count = 1
+    for side in header.shape:
+        count *= side
+    expected = count * header.dtype.itemsize
+    if expected != len(payload):
+        raise BadData(
+            f"NPZ: member {name!r}: shape {header.shape} of {header.dtype} needs {expected} bytes, got {len(payload)}"
+        )
+    if not expected:
+        return np.zeros(header.shape, header.dtype)
+    flat = np.frombuffer(payload, header.dtype)
+    return flat.reshape(header.shape, order="F" if header.fortran else "C")
+
+
+def _npy_header(name: str, content: memoryview) -> tuple[_Header, memoryview]:
+    stream = io.BytesIO(content[: 1 << 17])
+    try:
+        version = np.lib.format.read_magic(stream)
+        if version == (1, 0):
+            shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+        elif version == (2, 0):
+            shape, fortran, dtype = np.lib.format.read_array_header_2_0(stream)
+        else:
+            raise BadData(f"NPZ: member {name!r}: expected NPY version 1.0 or 2.0, got {version}")
+    except BadData:
+        raise
+    except _HEADER_ERRORS as error:
+        raise BadData(f"NPZ: member {name!r}: its NPY header cannot be read: {error}") from error
+    if len(shape) > 32 or any(isinstance(side, bool) or not 0 <= side < 1 << 40 for side in shape):
+        raise BadData(f"NPZ: member {name!r}: expected a shape of at most 32 sides >= 0, got {shape}")
+    return _Header(tuple(shape), bool(fortran), dtype), content[stream.tell() :]

@@ -1,0 +1,82 @@
+"""What driver, ledger and sinks say to each other: admissions, commits, and the lines they become on disk."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import xxhash
+
+from penstock.errors import OutputRefused
+from penstock.store.rows import DONE, FAILED, Ledger
+from penstock.store.write import Ticket, Written
+
+
+@dataclass(frozen=True, kw_only=True)
+class Admission:
+    """What the sink says to a candidate.
+
+    verdict: "compute" (with a ticket), "done" (an unchanged row is there), "failed" (failed before, not to be retried),
+    "compare" (the cheap input key differs: read the content, compare it with `content`), "held" (another driver has it).
+    """
+
+    verdict: str
+    ticket: Ticket | None = None
+    content: int = 0
+    origin: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Commit:
+    """One row to commit: written (done), or failed with an error class and a message."""
+
+    ticket: Ticket
+    content: int = 0
+    written: Written | None = None
+    error: str = ""
+    message: str = ""
+    attempt: int = 1
+
+
+def ledger_records(ledger: Ledger, commits: Sequence[Commit]) -> np.ndarray:
+    """The records of these rows as they go into `_rows.bin`."""
+    records = np.zeros(len(commits), ledger.dtype)
+    for record, commit in zip(records, commits, strict=True):
+        ticket = commit.ticket
+        record["state"] = DONE if commit.written else FAILED
+        record["cheap"], record["content"], record["origin"] = ticket.cheap, commit.content, ticket.origin
+        record["position"] = ticket.position if commit.written else -1
+        if commit.written:
+            record["sums"] = commit.written.sums
+    return records
+
+
+def failure_line(commit: Commit) -> dict[str, object]:
+    """The line of `_failures.jsonl` for a failed row."""
+    return {
+        "key": commit.ticket.key,
+        "row": commit.ticket.row,
+        "error": commit.error,
+        "message": commit.message,
+        "attempt": commit.attempt,
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def refuse_foreign(path: Path) -> None:
+    """Makes sure that a path is free for a new store.
+
+    Raises:
+        OutputRefused: it is a file, or a folder that holds something.
+    """
+    if path.exists() and not path.is_dir():
+        raise OutputRefused(f"{path}: is a file; expected an empty or a new folder; nothing was touched")
+    held = sorted(entry.name for entry in path.iterdir() if entry.name not in ("_plan",))[:3] if path.exists() else []
+    if held:
+        raise OutputRefused(f"{path}: holds {', '.join(held)}; expected a penstock store or an empty folder; nothing was touched")
+
+
+def origin_hash(origin: str) -> int:
+    """The 64-bit hash of a file name that a row's record keeps."""
+    return xxhash.xxh3_64_intdigest(origin) if origin else 0

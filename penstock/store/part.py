@@ -1,0 +1,226 @@
+"""Reading one part: memory maps opened on first use, zero-copy records, and batches gathered into the caller's buffers."""
+
+import mmap
+import os
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from penstock.errors import RowFailed, RowMissing, StoreCorrupt
+from penstock.schema import Record, Value
+from penstock.store.direct import read_direct
+from penstock.store.keys import Keys
+from penstock.store.layout import IDX_DTYPE, BlobFile, Layout, RecordFile, Slot, check_sizes
+from penstock.store.rows import DONE, FAILED, Ledger
+
+_SMALL_RECORD = 1 << 16
+"""Below this many bytes one take of whole records beats a copy per row."""
+
+
+class Part:
+    """Rows of one folder. Safe across fork, threads and pickling: descriptors and maps are per object, read-only, positional."""
+
+    def __init__(
+        self, folder: Path, layout: Layout, rows: int, keys: Keys, *, sealed: bool, whole: bool, has_ledger: bool = True
+    ) -> None:
+        self.folder = folder
+        self.layout = layout
+        self.rows = rows
+        self.keys = keys
+        self.sealed = sealed
+        self.whole = whole
+        """Whether every row is known to be done, so that no state need be looked up."""
+        self.has_ledger = has_ledger
+        self._done: np.ndarray | None = None
+        self._maps: dict[str, mmap.mmap] = {}
+        self._descriptors: dict[tuple[str, bool], int] = {}
+
+    def __getstate__(self) -> dict[str, object]:
+        state = {**self.__dict__, "_maps": {}, "_descriptors": {}, "_done": None}
+        state.pop("_slots", None)
+        return state
+
+    def __del__(self) -> None:
+        for descriptor in self.__dict__.get("_descriptors", {}).values():
+            os.close(descriptor)
+
+    def check_sizes(self, sizes: Mapping[str, int], *, exact: bool) -> None:
+        """Compares the size of every file with what it must be.
+
+        Raises:
+            StoreCorrupt: a file is shorter (or, if `exact`, longer); the first row that is not whole is named.
+        """
+        for path, expected, found in check_sizes(self.folder, dict(sizes)):
+            if found > expected and not exact:
+                continue
+            record = next((file.record_bytes for file in self.layout.records if file.name == path.name), 0)
+            row = f"; row {max(found, 0) // record} is not whole" if record and found < expected else ""
+            raise StoreCorrupt(f"{path}: expected {expected} bytes, found {found}{row}; run penstock verify {self.folder.parent}")
+
+    def record(self, row: int, names: Sequence[str] | None = None) -> Record:
+        """The record as read-only views into the maps; str for text fields.
+
+        Raises:
+            RowMissing, RowFailed: the row holds nothing.
+        """
+        if not self.whole:
+            self._check_done(row)
+        found: Record = {}
+        for name, file, slot in self._slots:
+            if names is None or name in names:
+                field = slot.field
+                start = row * file.record_bytes + slot.offset
+                found[name] = np.ndarray(field.item_shape, field.numpy_dtype, self._map(file.name), start)
+        for blob in self.layout.blobs:
+            if names is None or blob.field.name in names:
+                found[blob.field.name] = self._blob_value(blob, row)
+        return found
+
+    def gather(self, rows: np.ndarray, names: Sequence[str], out: Mapping[str, np.ndarray], io: str) -> None:
+        """Copies the fixed fields `names` of the rows into `out[name]`, arrays of shape (len(rows), *field.shape)."""
+        for file in self.layout.records:
+            slots = [slot for slot in file.slots if slot.field.name in names]
+            if not slots:
+                continue
+            if io != "mmap" and (io == "pread" or file.record_bytes >= _SMALL_RECORD):
+                self._read_rows(file, slots, rows, out, direct=io == "direct")
+            elif file.is_dense:
+                self._take(file, slots[0], rows, out[slots[0].field.name])
+            elif file.record_bytes < _SMALL_RECORD:
+                records = np.take(self._array(file), rows, axis=0, mode="clip").view(file.dtype)
+                for slot in slots:
+                    out[slot.field.name][...] = records[slot.field.name]
+            else:
+                for slot in slots:
+                    self._copy_rows(file, slot, rows, out[slot.field.name])
+
+    def require_done(self, rows: np.ndarray, start: int) -> None:
+        """Looks up the states of these rows; `start` is the part's first row in the store, for the message.
+
+        Raises:
+            RowMissing, RowFailed: one of them holds nothing.
+        """
+        if self.whole:
+            return
+        if self._done is None or not self._done[rows].all():
+            self._done = self.states() == DONE  # a done row stays done: a wrong answer can only be an old "not yet"
+        for number in np.flatnonzero(~self._done[rows])[:1].tolist():
+            self._check_done(int(rows[number]), start)
+
+    def states(self) -> np.ndarray:
+        """State of every row, uint8."""
+        if self.whole or not self.has_ledger:
+            return np.full(self.rows, DONE, np.uint8)
+        return Ledger(self.folder, len(self.layout.file_names)).states(self.rows)
+
+    def residency(self, rows: np.ndarray, names: Sequence[str]) -> list[tuple[mmap.mmap, int, int]]:
+        """Where the rows' bytes of these fixed fields lie: (map, first byte, number of bytes), for measuring what is cached."""
+        spans = []
+        for name, file, slot in self._slots:
+            if name in names:
+                starts = rows * file.record_bytes + slot.offset
+                spans += [(self._map(file.name), int(start), slot.field.item_bytes) for start in starts]
+        return spans
+
+    @cached_property
+    def _slots(self) -> list[tuple[str, RecordFile, Slot]]:
+        return [(slot.field.name, file, slot) for file in self.layout.records for slot in file.slots]
+
+    def _map(self, name: str) -> mmap.mmap:
+        found = self._maps.get(name)
+        if found is None:
+            try:
+                with (self.folder / name).open("rb") as file:
+                    found = self._maps.setdefault(name, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            except FileNotFoundError as error:
+                message = "gone: the part was sealed or replaced since this store was opened; open it again"
+                raise StoreCorrupt(f"{self.folder / name}: {message}") from error
+        return found
+
+    def _array(self, file: RecordFile) -> np.ndarray:
+        return np.ndarray((self.rows,), f"V{file.record_bytes}", self._map(file.name))
+
+    def _take(self, file: RecordFile, slot: Slot, rows: np.ndarray, out: np.ndarray) -> None:
+        if not out.flags.c_contiguous:
+            self._copy_rows(file, slot, rows, out)
+            return
+        # Rows as opaque bytes: one memcpy a row. mode="raise" would copy the output twice; the rows were checked before.
+        kind = f"V{file.record_bytes}"
+        np.take(self._array(file), rows, axis=0, out=out.reshape(len(rows), -1).view(kind).reshape(len(rows)), mode="clip")
+
+    def _copy_rows(self, file: RecordFile, slot: Slot, rows: np.ndarray, out: np.ndarray) -> None:
+        view = np.ndarray(
+            (self.rows, slot.field.item_bytes), np.uint8, self._map(file.name), slot.offset, (file.record_bytes, 1)
+        )
+        flat = out.view(np.uint8).reshape(len(rows), -1) if out.flags.c_contiguous else None
+        for number, row in enumerate(rows.tolist()):
+            if flat is not None:
+                flat[number] = view[row]
+            else:
+                out[number] = view[row].view(slot.field.numpy_dtype).reshape(slot.field.item_shape)
+
+    def _read_rows(
+        self, file: RecordFile, slots: Sequence[Slot], rows: np.ndarray, out: Mapping[str, np.ndarray], *, direct: bool
+    ) -> None:
+        for slot in slots:
+            direct_here = direct and slot.field.item_bytes >= _SMALL_RECORD
+            descriptor = self._descriptor(file.name, direct=direct_here)
+            for number, row in enumerate(rows.tolist()):
+                target = memoryview(out[slot.field.name][number : number + 1]).cast("B")
+                start = row * file.record_bytes + slot.offset
+                done = read_direct(descriptor, target, start) if direct_here else _read_full(descriptor, target, start)
+                if done != len(target):
+                    expected = f"{len(target)} bytes of {slot.field.name} at byte {start}"
+                    raise StoreCorrupt(f"{self.folder / file.name}: row {row}: expected {expected}, got {done}")
+
+    def _descriptor(self, name: str, *, direct: bool) -> int:
+        found = self._descriptors.get((name, direct))
+        if found is None:
+            flags = os.O_RDONLY | os.O_CLOEXEC | (getattr(os, "O_DIRECT", 0) if direct else 0)
+            fresh = os.open(self.folder / name, flags)
+            found = self._descriptors.setdefault((name, direct), fresh)
+            if found != fresh:
+                os.close(fresh)
+        return found
+
+    def _blob_value(self, blob: BlobFile, row: int) -> Value:
+        index = np.ndarray((), IDX_DTYPE, self._map(blob.name if self.sealed else blob.open_name), row * IDX_DTYPE.itemsize)
+        segment, offset, length = (int(index[name]) for name in ("segment", "offset", "length"))
+        field = blob.field
+        if not length:
+            return "" if field.is_text else np.zeros((0, *field.item_shape), field.numpy_dtype)
+        name = blob.blob if self.sealed else blob.segment(segment)
+        data = self._map(name)
+        if offset + length > len(data):
+            self._maps.pop(name)  # the segment grew since it was mapped
+            data = self._map(name)
+        if offset + length > len(data):
+            raise StoreCorrupt(f"{self.folder / name}: row {row}: expected {offset + length} bytes, found {len(data)}")
+        if field.is_text:
+            return data[offset : offset + length].decode()
+        return np.ndarray((length // field.item_bytes, *field.item_shape), field.numpy_dtype, data, offset)
+
+    def _check_done(self, row: int, start: int = 0) -> None:
+        ledger = Ledger(self.folder, len(self.layout.file_names))
+        state = ledger.read(row, row + 1)["state"][0]
+        if state == DONE:
+            return
+        key = self.keys[row]
+        where = f"{self.folder}: row {row + start} ({key})"
+        if state == FAILED:
+            failure = ledger.failures().get(key, {})
+            reason = f"{failure.get('error', 'error')}: {failure.get('message', 'no reason recorded')}"
+            raise RowFailed(f"{where} failed: {reason}")
+        raise RowMissing(f"{where} was never computed; run the job again, or ask done_rows() which are there")
+
+
+def _read_full(descriptor: int, target: memoryview, start: int) -> int:
+    done = 0
+    while done < len(target):
+        count = os.preadv(descriptor, [target[done:]], start + done)
+        if not count:
+            break
+        done += count
+    return done

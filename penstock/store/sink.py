@@ -1,0 +1,452 @@
+"""StoreSink: the driver's side of a store that is being written: plan parts, hand out tickets, commit rows, seal."""
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from penstock.errors import PartClaimed, StoreCorrupt
+from penstock.schema import Record, Schema
+from penstock.source import Candidate
+from penstock.store.claims import Claim
+from penstock.store.commit import Admission, Commit, failure_line, ledger_records, origin_hash, refuse_foreign
+from penstock.store.disk import Disk
+from penstock.store.keys import Keys, encode_keys, line_ends
+from penstock.store.layout import Layout
+from penstock.store.manifest import NAME, Manifest, PartEntry
+from penstock.store.rows import DONE, FAILED, KEYS, Ledger
+from penstock.store.seal import copy_for_recompute, seal
+from penstock.store.store import committed_rows
+from penstock.store.write import RowWriter, Ticket
+
+PART_BYTES = 16 << 30
+MAX_PART_ROWS = 1 << 20
+COMMIT_BYTES = 256 << 20
+COMMIT_SECONDS = 5.0
+_FEW = 64
+
+
+class OpenPart:
+    """A part under our claim."""
+
+    def __init__(self, entry: PartEntry, folder: Path, layout: Layout, claim: Claim) -> None:
+        self.entry = entry
+        self.folder = folder
+        self.claim = claim
+        self.ledger = Ledger(folder, len(layout.file_names))
+        self.states = self.ledger.states(entry.rows)
+        self.rows = entry.rows
+        """Rows that have a key; of a growing part fewer than it has room for."""
+        self.text_end = 0
+        """Bytes of keys.txt in use, while the part grows."""
+        self.names: dict[str, int] = {}
+        """Row of each key, while the part grows."""
+
+    @property
+    def missing(self) -> int:
+        """Rows neither done nor failed."""
+        return self.rows - int(np.count_nonzero(self.states[: self.rows]))
+
+
+class StoreSink:
+    """Writes rows into a store under claims. One driver per part; any number of drivers per store."""
+
+    def __init__(
+        self,
+        path: Path,
+        schema: Schema,
+        *,
+        identity: Mapping[str, object] | None = None,
+        attributes: Mapping[str, object] | None = None,
+        provenance: Mapping[str, object] | None = None,
+        durability: str = "power",
+        part_rows: int | None = None,
+        disk: Disk | None = None,
+        shared: bool | None = None,
+    ) -> None:
+        self.path = path
+        self.schema = schema
+        self.layout = Layout.of(schema)
+        self.disk = disk or Disk(flush=durability == "power")
+        self.shared = shared
+        self.part_rows = part_rows or max(1, min(MAX_PART_ROWS, PART_BYTES // max(1, self.layout.row_bytes)))
+        self._parts: dict[str, OpenPart] = {}
+        self._held: set[str] = set()
+        self._key_files: dict[str, Keys] = {}
+        self._pending: list[Commit] = []
+        self._pending_bytes = 0
+        self._last_flush = time.monotonic()
+        self.manifest = self._open(identity or {}, attributes or {}, provenance or {})
+
+    def writer(self) -> RowWriter:
+        """What a worker writes rows with; pickles."""
+        return RowWriter(self.schema, self.layout, Disk(flush=self.disk.flush))
+
+    # Planning
+
+    def admit(self, candidates: Sequence[Candidate], *, retry_failed: bool = False, grow: bool = False) -> list[Admission]:
+        """Finds or plans the row of each candidate, in order.
+
+        Args:
+            candidates: rows offered, each key once.
+            retry_failed: whether rows that failed before, from unchanged input, are tried again.
+            grow: add new keys to a part that grows (the input is a stream) instead of planning whole parts.
+        """
+        keys = [candidate.key for candidate in candidates]
+        if grow and self.manifest.parts:
+            self._settled_growing_part()
+        known = self._find(keys)
+        fresh = [key for key in keys if key not in known]
+        if fresh:
+            known |= self._grow(fresh) if grow else self._plan(fresh)
+        records = self._records([known[key] for key in keys])
+        return [
+            self._verdict(candidate, *known[candidate.key], record, retry_failed)
+            for candidate, record in zip(candidates, records, strict=True)
+        ]
+
+    def enter(self, ticket: Ticket) -> Admission:
+        """Takes the claim that a ticket needs, right before its row is computed: "compute", "done" or "held"."""
+        part = self._claimed(ticket.folder.name)
+        if part is None:
+            return Admission(verdict="held")
+        if part.states[ticket.row]:
+            return Admission(verdict="done")  # by another driver, since it was admitted
+        return Admission(verdict="compute", ticket=ticket)
+
+    @property
+    def wants_drain(self) -> bool:
+        """Whether the driver should let the rows in flight finish before it hands out more. Never: rows have fixed places."""
+        return False
+
+    def recompute(self, candidate: Candidate) -> Ticket | None:
+        """Leave to replace the done row of a candidate whose input has changed; None if another driver holds the part.
+
+        A sealed part is copied first; readers of the old version are undisturbed.
+        """
+        name, row = self._find([candidate.key])[candidate.key]
+        entry = self._entry(name)
+        if entry.sealed and not entry.draft:
+            claim = Claim(self.path / entry.name, shared=self.shared)
+            try:
+                claim.acquire()
+            except PartClaimed:
+                return None
+            draft = copy_for_recompute(self.disk, self.path, entry, self.layout)
+            claim.release()
+            entry = replace(entry, draft=draft)
+            self._update(entry)
+        folder = entry.draft or entry.name
+        part = self._claimed(folder)
+        if part is None:
+            return None
+        if part.states[row]:
+            part.ledger.reset(self.disk, [row])
+            part.states[row] = 0
+        return self._ticket(candidate, part.folder, row)
+
+    # Committing
+
+    def commit(self, commit: Commit) -> None:
+        """Takes one finished row; flushes when enough bytes or seconds have gathered."""
+        self._pending.append(commit)
+        self._pending_bytes += commit.written.size if commit.written else 0
+        if self._pending_bytes >= COMMIT_BYTES or time.monotonic() - self._last_flush >= COMMIT_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Group commit: data, then keys, then failures, then the rows' records, each flushed before the next."""
+        pending, self._pending, self._pending_bytes = self._pending, [], 0
+        for name in sorted({file for commit in pending if commit.written for file in commit.written.files}):
+            self.disk.sync(Path(name))
+        for folder in dict.fromkeys(commit.ticket.folder for commit in pending):
+            part = self._parts[folder.name]
+            part.claim.check()
+            self._commit_part(part, [commit for commit in pending if commit.ticket.folder == folder])
+        self._last_flush = time.monotonic()
+
+    def close(self, *, complete: bool) -> None:
+        """Flushes, seals what can be sealed, releases every claim. `complete`: the input has ended, growing parts too."""
+        self.flush()
+        if complete:
+            for entry in self.manifest.parts:
+                folder = entry.draft or entry.name
+                if (not entry.sealed or entry.draft) and folder not in self._held:
+                    self._seal_if_whole(self._claimed(folder), complete=True)
+        self.release()
+
+    def release(self) -> None:
+        """Releases every claim and closes every file, without a flush or a seal."""
+        for part in self._parts.values():
+            part.claim.release()
+        self._parts.clear()
+        self.disk.close()
+
+    @property
+    def held(self) -> frozenset[str]:
+        """Folders of parts that another driver was seen to hold."""
+        return frozenset(self._held)
+
+    def _open(self, identity: Mapping[str, object], attributes: Mapping[str, object], provenance: Mapping[str, object]) -> Manifest:
+        if (self.path / NAME).exists():
+            manifest = Manifest.load(self.path)
+            manifest.check_identity(self.path, identity)
+            for entry in manifest.parts:
+                if entry.sealed and not entry.draft:
+                    _remove_leftovers(self.disk, self.path, entry, self.layout)
+            return manifest
+        refuse_foreign(self.path)
+        self.disk.make_directory(self.path)
+        claim = Claim(self.path, shared=self.shared, name="_plan")
+        claim.acquire(wait_s=30.0)
+        try:
+            if not (self.path / NAME).exists():
+                fresh = Manifest(schema=self.schema, attributes=attributes, identity=identity, provenance=provenance)
+                fresh.save(self.disk, self.path)
+        finally:
+            claim.release()
+        return Manifest.load(self.path)
+
+    def _find(self, keys: Sequence[str]) -> dict[str, tuple[str, int]]:
+        found: dict[str, tuple[str, int]] = {}
+        for entry in self.manifest.parts:
+            part = self._parts.get(entry.name)
+            wanted = [key for key in keys if key not in found]
+            if part is not None and part.names:
+                here = {key: part.names[key] for key in wanted if key in part.names}
+            else:
+                here = self._keys_of(entry).find(wanted) if wanted else {}
+            found |= {key: (entry.name, row) for key, row in here.items()}
+        return found
+
+    def _keys_of(self, entry: PartEntry) -> Keys:
+        known = self._key_files.get(entry.name)
+        if known is None or known.sealed != entry.sealed:
+            rows = committed_rows(self.path / entry.name, entry, self.layout) if entry.growing else entry.rows
+            known = self._key_files[entry.name] = Keys(self.path / entry.name, rows, sealed=entry.sealed)
+        return known
+
+    def _plan(self, keys: Sequence[str]) -> dict[str, tuple[str, int]]:
+        claim = Claim(self.path, shared=self.shared, name="_plan")
+        claim.acquire(wait_s=600.0)
+        try:
+            self.manifest = Manifest.load(self.path)
+            self._settled_growing_part()
+            found = self._find(keys)  # another driver may have planned them meanwhile
+            fresh = [key for key in keys if key not in found]
+            manifest = self.manifest
+            for start in range(0, len(fresh), self.part_rows):
+                some = fresh[start : start + self.part_rows]
+                entry = PartEntry(name=f"part-{len(manifest.parts):05d}", rows=len(some))
+                self._allocate(entry, encode_keys(some))
+                manifest = manifest.with_part(entry)
+                found |= {key: (entry.name, row) for row, key in enumerate(some)}
+            manifest.save(self.disk, self.path)
+            self.manifest = manifest
+        finally:
+            claim.release()
+        return found
+
+    def _grow(self, keys: Sequence[str]) -> dict[str, tuple[str, int]]:
+        found = {}
+        for key in keys:
+            part = self._growing_part()
+            line = encode_keys([key])
+            self.disk.write(part.folder / KEYS, line, part.text_end)
+            found[key] = (part.entry.name, part.rows)
+            part.names[key] = part.rows
+            part.text_end += len(line)
+            part.rows += 1
+            if part.rows == part.entry.rows:
+                self._settle_keys(part)
+                part.entry = replace(part.entry, growing=False)
+                self._update(part.entry)
+        return found
+
+    def _growing_part(self) -> OpenPart:
+        part = self._settled_growing_part()
+        if part is not None:
+            return part
+        claim = Claim(self.path, shared=self.shared, name="_plan")
+        claim.acquire(wait_s=600.0)
+        try:
+            self.manifest = Manifest.load(self.path)
+            entry = PartEntry(name=f"part-{len(self.manifest.parts):05d}", rows=self.part_rows, growing=True)
+            self._allocate(entry, b"")
+            self.manifest = self.manifest.with_part(entry)
+            self.manifest.save(self.disk, self.path)
+        finally:
+            claim.release()
+        part = self._claimed(entry.name)
+        if part is None:
+            raise PartClaimed(f"{self.path / entry.name}: taken by another driver right after it was planned; run again")
+        return part
+
+    def _settled_growing_part(self) -> OpenPart | None:
+        """The part that grows, under our claim, so that all its keys are known.
+
+        Raises:
+            PartClaimed: another driver is adding keys to it.
+        """
+        for entry in self.manifest.parts:
+            if entry.growing and not entry.sealed:
+                part = self._claimed(entry.name)
+                if part is None:
+                    Claim(self.path / entry.name, shared=self.shared).acquire()
+                return part
+        return None
+
+    def _allocate(self, entry: PartEntry, keys: bytes) -> None:
+        folder = self.path / entry.name
+        self.disk.remove(folder)  # left by a driver that was killed before it reached the manifest
+        self.disk.make_directory(folder)
+        ledger = Ledger(folder, len(self.layout.file_names))
+        sizes = self.layout.open_sizes(entry.rows) | {ledger.rows_path.name: entry.rows * ledger.dtype.itemsize, KEYS: len(keys)}
+        for name, size in sizes.items():
+            self.disk.resize(folder / name, size)
+        self.disk.write(folder / KEYS, keys, 0)
+        for name in sizes:
+            self.disk.sync(folder / name)
+        self.disk.sync_directory(folder)
+
+    def _records(self, places: Sequence[tuple[str, int]]) -> list[np.ndarray]:
+        """The ledger's records of rows given as (part, row); a part is read whole where many are asked for."""
+        if len(places) <= _FEW:
+            return [self._ledger(name).read(row, row + 1)[0] for name, row in places]
+        whole = {name: self._ledger(name) for name in dict.fromkeys(name for name, _ in places)}
+        read = {name: ledger.read(0, len(ledger)) for name, ledger in whole.items()}
+        return [read[name][row] for name, row in places]
+
+    def _ledger(self, name: str) -> Ledger:
+        return Ledger(self.path / (self._entry(name).draft or name), len(self.layout.file_names))
+
+    def _verdict(
+        self, candidate: Candidate, name: str, row: int, record: np.ndarray, retry_failed: bool
+    ) -> Admission:
+        folder = self.path / (self._entry(name).draft or name)
+        state, same = int(record["state"]), int(record["cheap"]) == candidate.cheap
+        if state and same and not (state == FAILED and retry_failed):
+            return Admission(verdict="done" if state == DONE else "failed")
+        if state == DONE:
+            return Admission(verdict="compare", content=int(record["content"]), origin=int(record["origin"]))
+        if state == FAILED:
+            ticket = self.recompute(candidate)
+            return Admission(verdict="compute", ticket=ticket) if ticket else Admission(verdict="held")
+        return Admission(verdict="compute", ticket=self._ticket(candidate, folder, row))
+
+    def _ticket(self, candidate: Candidate, folder: Path, row: int) -> Ticket:
+        origin = origin_hash(candidate.origin)
+        return Ticket(key=candidate.key, folder=folder, row=row, position=row, cheap=candidate.cheap, origin=origin)
+
+    def _claimed(self, folder: str) -> OpenPart | None:
+        if folder in self._parts:
+            return self._parts[folder]
+        if folder in self._held:
+            return None
+        claim = Claim(self.path / folder, shared=self.shared)
+        try:
+            claim.acquire()
+        except PartClaimed:
+            self._held.add(folder)
+            return None
+        self.manifest = Manifest.load(self.path)
+        entry = self._entry(folder)
+        part = OpenPart(entry, self.path / folder, self.layout, claim)
+        if entry.growing and not entry.sealed:
+            _cut_torn_keys(self.disk, part)
+        self._parts[folder] = part
+        return part
+
+    def _entry(self, folder: str) -> PartEntry:
+        for entry in self.manifest.parts:
+            if folder in (entry.name, entry.draft):
+                return entry
+        raise StoreCorrupt(f"{self.path / NAME}: has no part {folder}; another driver swapped it, run again")
+
+    def _update(self, entry: PartEntry) -> None:
+        claim = Claim(self.path, shared=self.shared, name="_plan")
+        claim.acquire(wait_s=600.0)
+        try:
+            self.manifest = Manifest.load(self.path).with_part(entry)
+            self.manifest.save(self.disk, self.path)
+        finally:
+            claim.release()
+
+    def _settle_keys(self, part: OpenPart | None) -> None:
+        if part is not None and part.entry.growing:
+            self.disk.sync(part.folder / KEYS)
+
+    def _commit_part(self, part: OpenPart, commits: Sequence[Commit]) -> None:
+        self._settle_keys(part)
+        failures = [failure_line(commit) for commit in commits if commit.written is None]
+        if failures:
+            part.ledger.append_failures(self.disk, failures)
+        rows = [commit.ticket.row for commit in commits]
+        part.ledger.write(self.disk, rows, ledger_records(part.ledger, commits))
+        self.disk.sync(part.ledger.rows_path)
+        part.states[rows] = [DONE if commit.written else FAILED for commit in commits]
+        self._seal_if_whole(part, complete=False)
+
+    def _seal_if_whole(self, part: OpenPart | None, *, complete: bool) -> None:
+        if part is None or part.missing or (part.entry.growing and not complete) or not part.rows:
+            return
+        old = part.entry
+        entry = seal(self.disk, part.folder, part.entry, self.layout, rows=part.rows)
+        self._update(entry)
+        self._parts.pop(part.folder.name)
+        part.claim.release()
+        part.claim.path.unlink(missing_ok=True)
+        self._key_files.pop(old.name, None)
+        _remove_leftovers(self.disk, self.path, entry, self.layout)
+
+
+def write_store(path: Path | str, schema: Schema, records: Iterable[tuple[str, Record]], **options: object) -> None:
+    """Writes (key, record) pairs, in order, into a new store, in this process.
+
+    Args:
+        path: a new or empty folder, or a store of the same recipe, whose done rows are then kept.
+        schema: the fields of every record.
+        records: pairs of a key and a record; read once.
+        options: as for `StoreSink` (identity, attributes, durability, part_rows).
+    """
+    sink = StoreSink(Path(path), schema, **options)  # type: ignore[arg-type]  # checked by StoreSink itself
+    writer = sink.writer()
+    try:
+        for key, record in records:
+            (admission,) = sink.admit([Candidate(key=key, record=record)], grow=True)
+            if admission.ticket is not None and sink.enter(admission.ticket).ticket is not None:
+                written = writer.write(admission.ticket.folder, admission.ticket.position, record)
+                sink.commit(Commit(ticket=admission.ticket, written=written))
+        sink.close(complete=True)
+    finally:
+        sink.release()
+
+
+def _cut_torn_keys(disk: Disk, part: OpenPart) -> None:
+    """Keys behind the last committed row may be torn by a power cut, and nothing depends on them."""
+    used = np.flatnonzero(part.states)
+    part.rows = int(used[-1]) + 1 if len(used) else 0
+    path = part.folder / KEYS
+    ends = line_ends(path.read_bytes())
+    if len(ends) < part.rows:
+        raise StoreCorrupt(f"{path}: expected at least {part.rows} lines, found {len(ends)}; run penstock verify")
+    part.text_end = int(ends[part.rows - 1]) if part.rows else 0
+    names = path.read_bytes()[: part.text_end].decode().split("\n")[:-1]
+    part.names = {name: row for row, name in enumerate(names)}
+    disk.resize(path, part.text_end)
+    disk.sync(path)
+
+
+def _remove_leftovers(disk: Disk, path: Path, entry: PartEntry, layout: Layout) -> None:
+    """Removes what a sealed part no longer needs: open indexes and segments, and the version that it replaced."""
+    folder = path / entry.name
+    for blob in layout.blobs:
+        segments = [found for found in folder.glob(f"{blob.field.name}.*.blob") if found.name != blob.blob]
+        for leftover in [*segments, *folder.glob(blob.open_name)]:
+            disk.remove(leftover)
+    stem, _, version = entry.name.partition(".")
+    for older in range(int(version or 0)):
+        if (path / (f"{stem}.{older}" if older else stem)).exists():
+            disk.remove(path / (f"{stem}.{older}" if older else stem))
