@@ -97,7 +97,8 @@ class Server:
             next(found)
             if number % max(1, batches // 10) == 0:
                 points.append(private_mb() - before)
-        ring = getattr(self.loader, "ring_bytes", None)
+        report = self.loader.report() if hasattr(self.loader, "report") else {}
+        ring = report.get("buffers", 0) * report.get("buffer_bytes", 0)
         return {"before_mb": before, "points_mb": points, "ring_mb": ring / 1e6 if ring else None, "batches": batches}
 
     def close(self) -> dict[str, Any]:

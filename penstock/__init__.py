@@ -1,0 +1,66 @@
+"""penstock: the training-data engine for segmentation, tracking and distillation. Five systems on one store."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0.dev0"
+
+_HOMES = {
+    "BadData": "errors",
+    "Concat": "source",
+    "ConvertConfig": "convert",
+    "Epochs": "samplers",
+    "Field": "schema",
+    "Loader": "loader",
+    "Map": "source",
+    "PenstockError": "errors",
+    "Record": "schema",
+    "Schema": "schema",
+    "Source": "source",
+    "Store": "store",
+    "Subset": "source",
+    "convert_sa1b_tar": "convert",
+    "open_store": "store",
+    "write_store": "store",
+}
+
+__all__ = [
+    "BadData",
+    "Concat",
+    "ConvertConfig",
+    "Epochs",
+    "Field",
+    "Loader",
+    "Map",
+    "PenstockError",
+    "Record",
+    "Schema",
+    "Source",
+    "Store",
+    "Subset",
+    "convert_sa1b_tar",
+    "open_store",
+    "write_store",
+]
+
+if TYPE_CHECKING:
+    from penstock.convert import ConvertConfig, convert_sa1b_tar
+    from penstock.errors import BadData, PenstockError
+    from penstock.loader import Loader
+    from penstock.samplers import Epochs
+    from penstock.schema import Field, Record, Schema
+    from penstock.source import Concat, Map, Source, Subset
+    from penstock.store import Store, open_store, write_store
+
+
+def __getattr__(name: str) -> object:
+    """Loads a public name's module on first use: `import penstock` itself imports nothing heavy."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'penstock' has no attribute {name!r}")
+    value = getattr(import_module(f"penstock.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

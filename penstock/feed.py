@@ -17,8 +17,8 @@ from penstock.fill import Filler, Job, Part, Tally, choose_io
 from penstock.samplers import Sampler
 from penstock.source import Source
 
-PART_BYTES = 1 << 18
-"""Less is not worth a second thread."""
+PART_BYTES = 1 << 24
+"""Bytes that one thread gathers at a time: the others fill the next batches, and nobody is woken twice for one."""
 BUDGET_ROWS = 1000
 """A budget given as a share is measured over at least so many rows, so that one early failure does not exceed it."""
 RESIDENCY_ROWS = 64
@@ -230,7 +230,8 @@ class Feed(Iterator[Batch]):
             job.keys = [""] * len(rows)
         parts = min(work.threads, len(rows))
         if not filler.single:
-            parts = min(parts, 1 + len(rows) * self._row_bytes // PART_BYTES)
+            busy = -(-work.threads // work.prefetch)  # parts that keep all threads busy
+            parts = min(parts, max(busy, 1 + len(rows) * self._row_bytes // PART_BYTES))
         job.remaining = parts
         for n in range(parts):
             self._tasks.put(Part(job, len(rows) * n // parts, len(rows) * (n + 1) // parts))

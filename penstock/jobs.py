@@ -91,7 +91,8 @@ class Finished:
 class Work:
     """What a worker does with a batch of orders. Pickles into workers; the stage is set up on the first call."""
 
-    offers: Offers
+    offers: Offers | None
+    """None where candidates carry their records."""
     stage: Stage
     writer: RowWriter
     device: str = "cpu"
@@ -116,7 +117,9 @@ class Work:
     def _fetch(self, order: Order) -> tuple[Record | None, Finished]:
         candidate = order.candidate
         try:
-            record = candidate.record if candidate.index is None else self.offers[candidate.index]
+            record = candidate.record
+            if candidate.index is not None and self.offers is not None:
+                record = self.offers[candidate.index]
         except Exception as error:  # noqa: BLE001  # the per-row boundary: recorded, counted, budgeted
             return None, _failed(error)
         if record is None:
@@ -194,7 +197,8 @@ class Job:
             OutputFull: no room left; what was committed is kept.
         """
         started = time.monotonic()
-        work = Work(offers=self.offers, stage=self.stage, writer=self.sink.writer(), device=self.device)
+        offers = None if self.is_stream else self.offers
+        work = Work(offers=offers, stage=self.stage, writer=self.sink.writer(), device=self.device)
         try:
             for orders, results in self.launcher.run(work, self._batches()):
                 for order, finished in zip(orders, results, strict=True):

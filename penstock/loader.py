@@ -190,9 +190,10 @@ class Loader:
         """What this process has drawn so far.
 
         Returns:
-            batches, drawn, bytes: filled for the consumer; substituted, retried: rows, reads; failed: class of the error
-            -> reads; wait_s: seconds the consumer spent in the loader; io, residency: the mode in use and the share of
-            sampled pages found in the page cache (None: not measured); buffers, buffer_bytes: allocated, size of each.
+            batches, drawn, bytes: filled for the consumer; substituted, retried: rows, reads; failed: class of the
+            error -> reads; wait_s: seconds the consumer spent in the loader; io, residency: the mode in use and the
+            share of sampled pages found in the page cache (None: not measured); buffers, buffer_bytes: buffers
+            allocated, size of each.
         """
         pool, progress = self._pool, self._progress
         return {

@@ -101,7 +101,7 @@ class SourceOffers:
         """All rows, in order."""
         keys = self.source.keys
         for index in range(len(self.source)):
-            yield Candidate(key=keys[index], cheap=xxhash.xxh3_64_intdigest(keys[index]), index=index)
+            yield Candidate(key=keys[index], cheap=xxhash.xxh3_64_intdigest(keys[index].encode()), index=index)
 
     def __getitem__(self, index: int) -> Record:
         return self.source[index]

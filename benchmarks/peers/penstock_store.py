@@ -1,9 +1,9 @@
 """penstock: its own layout, and the original's v1 directory through the same loader."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 from workloads import Records
 
 from peers.base import Batch, Peer, note_rows
@@ -27,10 +27,7 @@ class PenstockStore(Peer):
         note_rows(folder, records)
 
     def loader(self, folder: Path, batch: int, workers: int, seed: int) -> Iterable[Batch]:
-        import penstock
-
-        store = penstock.open_store(folder / "store")
-        return Epochs(store, [column.name for column in self.workload.wanted], batch, workers, seed)
+        return _loader(self, folder / "store", batch, workers, seed)
 
 
 class PenstockV1(Original):
@@ -43,8 +40,22 @@ class PenstockV1(Original):
     remark = "counts are threads"
 
     def loader(self, folder: Path, batch: int, workers: int, seed: int) -> Iterable[Batch]:
-        import penstock
+        return _loader(self, folder, batch, workers, seed)
 
-        return Epochs(
-            penstock.open_store(folder), [column.name for column in self.workload.wanted], batch, workers, seed
-        )
+
+def _loader(peer: Peer, path: Path, batch: int, threads: int, seed: int) -> Any:
+    from penstock.loader import Loader
+    from penstock.samplers import Epochs
+    from penstock.store import open_store
+
+    store = open_store(path)
+    return Loader(
+        store,
+        batch_size=batch,
+        fields=[column.name for column in peer.workload.wanted],
+        sampler=Epochs(len(store), seed=seed),
+        epochs=peer.epochs,
+        drop_last=False,
+        output="torch",
+        threads=threads,
+    )

@@ -11,6 +11,7 @@ from workloads import Records, Workload
 from peers.base import Batch, Peer, Repeated, Rows, count_rows, data_loader, note_rows, stack
 
 _PAGE_BYTES = 1 << 24
+_kept: list[Any] = []
 
 
 class Mosaic(Peer):
@@ -22,7 +23,7 @@ class Mosaic(Peer):
     remark = "pins numpy<2.2: runs in its own environment, see --python"
 
     def write(self, folder: Path, records: Records) -> None:
-        import streaming
+        streaming = _streaming()
 
         columns = {c.name: f"ndarray:{c.dtype}:{','.join(map(str, c.shape))}" for c in self.workload.columns}
         with streaming.MDSWriter(out=str(folder / "mds"), columns=columns, size_limit=1 << 27) as writer:
@@ -31,7 +32,7 @@ class Mosaic(Peer):
         note_rows(folder, records)
 
     def loader(self, folder: Path, batch: int, workers: int, seed: int) -> Iterable[Batch]:
-        import streaming
+        streaming = _streaming()
         from torch.utils.data import DataLoader
 
         streaming.base.util.clean_stale_shared_memory()
@@ -180,6 +181,20 @@ class _Tuples:
 
     def __getitem__(self, row: int) -> tuple[np.ndarray, ...]:
         return tuple(self.records[int(row)][1].values())
+
+
+def _streaming() -> Any:
+    """The streaming package, which imports torchvision; where that is built for CUDA only, it misses an operator."""
+    import torch
+
+    try:
+        import streaming
+    except RuntimeError:
+        library = torch.library.Library("torchvision", "DEF")
+        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _kept.append(library)
+        import streaming
+    return streaming
 
 
 def _open_tensordict(folder: Path, workload: Workload) -> Callable[[np.ndarray], Mapping[str, Any]]:

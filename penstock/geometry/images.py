@@ -76,9 +76,9 @@ def picture_header(content: bytes) -> PictureHeader:
 def decode_picture(content: bytes, *, expected_hw: tuple[int, int] | None = None) -> np.ndarray:
     """The pixels of a JPEG or PNG, in the orientation that `expected_hw` proves.
 
-    Palettes, alpha (dropped), gray and CMYK (as Pillow converts it) become RGB. A picture with an EXIF orientation other
-    than 1 is ambiguous: a reader that honours it sees another picture than one that does not, and whatever came with the
-    picture (features, boxes) was made from one of the two. It is decided by `expected_hw` or refused, never guessed.
+    Palettes, alpha (dropped), gray and CMYK (as Pillow converts it) become RGB. A picture with an EXIF orientation
+    other than 1 is ambiguous: a reader that honours it sees another picture than one that does not, and what came with
+    it (features, boxes) was made from one of the two. It is decided by `expected_hw` or refused, never guessed.
 
     Args:
         content: the file's bytes.

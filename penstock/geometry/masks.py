@@ -16,9 +16,9 @@ MAX_SIDE = 32_766
 def resize_mask(mask: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
     """The mask stretched to another size: a cell is set where more than half of its area is covered.
 
-    Averaging is OpenCV's INTER_AREA on float32; where the mask grows, that is linear interpolation. An object too small to
-    cover half of any cell keeps the cell that it covers most (the first in reading order), so that a mask that is not
-    empty never becomes empty.
+    Averaging is OpenCV's INTER_AREA on float32; where the mask grows, that is linear interpolation. An object too small
+    to cover half of any cell keeps the cell that it covers most (the first in reading order), so that a mask that is
+    not empty never becomes empty.
 
     Args:
         mask: (H, W) of 0 and 1, bool, or floats in 0..1.

@@ -54,7 +54,7 @@ def read_npz(
         BadData: the bytes are no NPZ, a member is damaged, too large, an object array that is not allowed, or an object
             array that holds anything but numbers. The message names the member.
     """
-    view = memoryview(content).cast("B")  # type: ignore[arg-type]  # arrays are buffers, though not to mypy
+    view = _view(content)
     with _open_zip(view) as archive:
         members = _wanted(archive, names)
         declared = sum(member.file_size for member in members.values())
@@ -66,11 +66,25 @@ def read_npz(
         }
 
 
+def npz_names(content: bytes | bytearray | memoryview | np.ndarray) -> list[str]:
+    """Names of the arrays of an NPZ, in order, from its directory alone.
+
+    Raises:
+        BadData: the bytes are no NPZ, or a name is there twice.
+    """
+    with _open_zip(_view(content)) as archive:
+        return list(_wanted(archive, None))
+
+
 @dataclass(frozen=True)
 class _Header:
     shape: tuple[int, ...]
     fortran: bool
     dtype: np.dtype
+
+
+def _view(content: bytes | bytearray | memoryview | np.ndarray) -> memoryview:
+    return memoryview(content).cast("B")  # type: ignore[arg-type]  # arrays are buffers, though not to mypy
 
 
 def _open_zip(view: memoryview) -> zipfile.ZipFile:

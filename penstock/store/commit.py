@@ -79,4 +79,4 @@ def refuse_foreign(path: Path) -> None:
 
 def origin_hash(origin: str) -> int:
     """The 64-bit hash of a file name that a row's record keeps."""
-    return xxhash.xxh3_64_intdigest(origin) if origin else 0
+    return xxhash.xxh3_64_intdigest(origin.encode()) if origin else 0

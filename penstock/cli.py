@@ -1,0 +1,320 @@
+"""The command line: one thin function per command. Results go to stdout, progress and logs to stderr."""
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import App, CycloptsError, Parameter
+
+from penstock import __version__
+from penstock.errors import BadData, BudgetExceeded, PenstockError, RowError, StoreError, UsageError
+from penstock.report import Report, dump_json
+
+if TYPE_CHECKING:
+    from penstock.progress import Progress
+
+OK, FAULT, MISUSE = 0, 1, 2
+"""Exit codes: done within the budget; rows failed beyond it or a check found a fault; wrong flag, path or extra."""
+
+_STDIN = "<standard input>"
+
+app = App(
+    name="penstock",
+    version=__version__,
+    help="Training-data engine for segmentation, tracking and distillation. In every flag `_` and `-` are the same.",
+    result_action="return_value",
+)
+convert = App(name="convert", help="Turn somebody else's files into a store.")
+app.command(convert)
+
+Json = Annotated[bool, Parameter(help="Print one JSON object on stdout, and nothing else there.", negative="")]
+Flag = Annotated[bool, Parameter(negative="")]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command line and gives its exit code: 0 done, 1 a fault or too many failed rows, 2 misuse."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    arguments = [_dashed(argument) for argument in (sys.argv[1:] if argv is None else argv)]
+    try:
+        code = app(arguments, exit_on_error=False, print_error=True)
+    except CycloptsError:
+        return MISUSE
+    except UsageError as error:
+        return _complain(error, arguments, MISUSE)
+    except PenstockError as error:
+        return _complain(error, arguments, FAULT)
+    return code if isinstance(code, int) else OK
+
+
+@convert.command(name="sa1b-tar")
+def convert_sa1b_tar(
+    *,
+    tar_path: Annotated[list[str], Parameter(consume_multiple=True)],
+    output_dir: Path,
+    layout: Literal["store", "v1"] = "store",
+    image_codec: Literal["raw", "jpeg"] = "raw",
+    feature_dtype: Literal["float32", "float16"] = "float32",
+    fields: str = "",
+    image_size: int = 1024,
+    model_type: str = "sam2.1_hiera_b+",
+    workers: int = -1,
+    max_samples: int | None = None,
+    max_failures: str | None = None,
+    retry_failed: Flag = False,
+    append: Flag = False,
+    durability: Literal["power", "process"] = "power",
+    part_rows: int | None = None,
+    timeout_s: float | None = None,
+    dry_run: Flag = False,
+    quiet: Flag = False,
+    json: Json = False,
+) -> int:
+    """Convert TAR shards of SA-1B pictures and NPZ features into a distillation set.
+
+    Rows are in input order. Run it again after an interruption and it does only what is missing; give more TARs and they
+    are added; the same TAR twice adds nothing.
+
+    Parameters
+    ----------
+    tar_path
+        TARs in input order, compressed or not; `-` is standard input.
+    output_dir
+        A new or empty folder, or the output of an earlier run.
+    layout
+        `store`: penstock's own. `v1`: config.json and seven .bin files, as the original writes them.
+    image_codec
+        `jpeg` keeps the pictures compressed (layout store only).
+    feature_dtype
+        `float16` halves the features (layout store only).
+    fields
+        Names of the fields to keep, separated by commas; all that the first sample has by default (layout store only).
+    image_size
+        Side of the square picture in pixels (layout store only).
+    model_type
+        Name of the teacher that made the features; recorded.
+    workers
+        Worker processes; 0 works in this process, -1 takes one per core.
+    max_samples
+        Take only the first so many samples of the input.
+    max_failures
+        Failures that are still a success: `12`, or `0.5%` of the samples. More stop the run. Default: none is allowed, but
+        the run goes on to the end.
+    retry_failed
+        Try samples again that failed before from the same input.
+    append
+        Allow adding to a v1 directory that penstock did not write.
+    durability
+        `power`: what is committed outlives a power cut. `process`: it outlives a kill.
+    part_rows
+        Rows of a part; by default what makes parts of 16 GiB.
+    timeout_s
+        Seconds that one sample may take before it counts as failed.
+    dry_run
+        Say what would be done and why, how many bytes and about how long; write nothing.
+    quiet
+        No progress on stderr.
+    """
+    from penstock.convert import ConvertConfig, plan_sa1b_tar
+    from penstock.convert import convert_sa1b_tar as run
+
+    config = ConvertConfig(
+        tar_path=tuple("-" if path == _STDIN else path for path in tar_path), output_dir=output_dir, layout=layout, image_codec=image_codec, feature_dtype=feature_dtype,
+        fields=tuple(name.strip() for name in fields.split(",") if name.strip()), image_size=image_size,
+        model_type=model_type, workers=workers, max_samples=max_samples, max_failures=max_failures,
+        retry_failed=retry_failed, append=append, durability=durability, part_rows=part_rows, timeout_s=timeout_s,
+    )  # fmt: skip
+    if dry_run:
+        plan = plan_sa1b_tar(config)
+        rows = plan["rows"]
+        print(dump_json(plan) if json else f"{output_dir}: {rows}, {plan['reasons']}, {plan['bytes_to_write']} bytes, "
+              f"about {plan['seconds_estimate']} s on {plan['workers']} workers")  # fmt: skip
+        return OK
+    return _job(lambda progress, stop: run(config, on_progress=progress, stop=stop), output_dir, quiet=quiet, json=json)
+
+
+@app.command
+def info(path: str, *, json: Json = False) -> int:
+    """Say what a store holds: rows, fields, attributes.
+
+    Parameters
+    ----------
+    path
+        A store, v1 directories included.
+    """
+    from penstock.store import open_store
+
+    store = open_store(path)
+    counts = store.counts()
+    schema = [{**field.to_json(), "file": field.file} for field in store.schema.fields]
+    content: dict[str, object] = {
+        "kind": "v1" if store.attributes.get("layout") == "v1" and not (Path(path) / "store.json").exists() else "store",
+        "rows": len(store),
+        "states": counts,
+        "groups": len(store),
+        "schema": schema,
+        "attributes": store.attributes,
+        "parts": len(store.parts),
+    }
+    if json:
+        print(dump_json(content))
+        return OK
+    print(f"{path}: {content['kind']}, {len(store)} rows ({counts['failed']} failed, {counts['missing']} missing)")
+    for field in store.schema.fields:
+        shape = "x".join("N" if size is None else str(size) for size in field.shape) or "scalar"
+        print(f"  {field.name:18} {field.dtype:8} {shape:14} {field.meaning}")
+    for name, value in store.attributes.items():
+        print(f"  {name} = {value}")
+    return OK
+
+
+@app.command
+def verify(path: Path, *, fast: Flag = False, quiet: Flag = False, json: Json = False) -> int:
+    """Check a store: sizes, checksums, value ranges, keys; suspicious boxes and masks. Exit 1 if there is a fault.
+
+    Parameters
+    ----------
+    path
+        A store, v1 directories included, whoever wrote it.
+    fast
+        Sizes, manifest and ledger only; no row's bytes are read.
+    quiet
+        No progress on stderr.
+    """
+    from penstock.check import verify as run
+    from penstock.progress import Progress
+
+    with Progress(quiet=quiet or json) as progress:
+        findings = run(path, full=not fast, on_progress=progress.rows)
+    if json:
+        print(dump_json(findings.to_json()))
+    else:
+        for finding in [*findings.faults, *findings.suspicions]:
+            kind = "fault" if finding in findings.faults else "suspicion"
+            print(f"{kind}: {finding.where}: {finding.message}")
+        print(f"{path}: {len(findings.faults)} faults, {len(findings.suspicions)} suspicions")
+    return FAULT if findings.faults else OK
+
+
+@app.command
+def repair(
+    path: Path,
+    *,
+    tar_path: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
+    boxes: Literal["xyxy"] | None = None,
+    dry_run: Flag = False,
+    quiet: Flag = False,
+    json: Json = False,
+) -> int:
+    """Mend what verify finds: cut a torn v1 directory to whole records, rebuild boxes and masks, mark damaged rows.
+
+    Parameters
+    ----------
+    path
+        A store, v1 directories included, whoever wrote it.
+    tar_path
+        TARs that the directory was made from: boxes, masks and metadata are made anew from them.
+    boxes
+        `xyxy`: turn the XYWH boxes of a v1 directory that the original wrote into XYXY.
+    dry_run
+        Say what would be done; change nothing.
+    quiet
+        No progress on stderr.
+    """
+    from penstock.progress import Progress
+    from penstock.repair import repair as run
+
+    with Progress(quiet=quiet or json) as progress:
+        done = run(path, tars=tuple(tar_path or ()), boxes=boxes, dry_run=dry_run, on_progress=progress.rows)
+    content = done.to_json()
+    if json:
+        print(dump_json(content))
+    else:
+        print(f"{path}: {'would do' if dry_run else 'done'}:")
+        for name, value in content.items():
+            print(f"  {name}: {value}")
+    return OK
+
+
+def _job(
+    run: "Callable[[Callable[[Report], None], Callable[[], str]], Report]", output: Path, *, quiet: bool, json: bool
+) -> int:
+    """Runs a job with progress and signals; prints its report; gives the exit code."""
+    from penstock.progress import Progress
+    from penstock.report_page import save_report
+
+    caught: list[signal.Signals] = []
+    latest: list[Report] = []
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        caught.append(signal.Signals(number))
+        if len(caught) > 1:
+            os._exit(128 + number)
+        print(f"{caught[0].name}: finishing the rows in hand; once more stops at once", file=sys.stderr)
+
+    def on_progress(report: Report, progress: "Progress") -> None:
+        latest[:] = [report]
+        progress.job(report)
+
+    previous = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    problem = ""
+    try:
+        with Progress(quiet=quiet or json) as progress:
+            report = run(lambda report: on_progress(report, progress), lambda: caught[0].name if caught else "")
+    except (BudgetExceeded, StoreError) as error:
+        if not latest:
+            raise
+        report, problem = replace(latest[0]), str(error)
+        report.interrupted = report.interrupted or type(error).__name__
+        report.notes["error"] = problem
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    save_report(report, output)
+    print(dump_json(report.to_json()) if json else report.summary())
+    if not json:
+        _explain(report, problem)
+    return 128 + caught[0] if caught else report.exit_code
+
+
+def _explain(report: Report, problem: str) -> None:
+    for failure in report.failures:
+        print(f"  failed: {failure.key}: {failure.error}: {failure.message}", file=sys.stderr)
+    if sum(report.reasons.values()) > len(report.failures):
+        print(f"  ... {dict(report.reasons)}; all are in _failures.jsonl", file=sys.stderr)
+    for fault in report.problems:
+        print(f"  input: {fault['path']}: {fault['message']}", file=sys.stderr)
+    for name in ("held", "changed", "repeated", "ignored_members", "unreadable_first"):
+        if report.notes.get(name):
+            print(f"  {name.replace('_', ' ')}: {report.notes[name]}", file=sys.stderr)
+    if problem:
+        print(f"  stopped: {problem}", file=sys.stderr)
+    if report.report:
+        print(f"  report: {report.report}", file=sys.stderr)
+
+
+def _complain(error: PenstockError, arguments: Sequence[str], code: int) -> int:
+    """Prints an error, as JSON where that was asked for."""
+    if isinstance(error, (BadData, RowError)):
+        code = FAULT
+    if "--json" in arguments:
+        command = " ".join(word for word in arguments[:2] if not word.startswith("-"))
+        status = "failed"
+        print(dump_json({"command": command, "status": status, "error": type(error).__name__, "message": str(error)}))
+    print(f"penstock: {error}", file=sys.stderr)
+    return code
+
+
+def _dashed(argument: str) -> str:
+    """`--max_samples=5` as `--max-samples=5`: in every flag `_` and `-` are the same."""
+    if argument == "-":
+        return _STDIN  # the parser takes a lone dash for a flag
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument.partition("=")
+    return name.replace("_", "-") + equals + value

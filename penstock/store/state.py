@@ -1,0 +1,40 @@
+"""What is known of the rows in an output folder, read without touching it: for dry runs."""
+
+from pathlib import Path
+
+from penstock.store.keys import Keys
+from penstock.store.layout import Layout
+from penstock.store.manifest import NAME, Manifest
+from penstock.store.rows import KEYS, ROWS, Ledger
+from penstock.store.store import committed_rows
+from penstock.store.v1 import CONFIG, SIDE, V1_LAYOUT, open_v1
+from penstock.store.rows import DONE
+
+
+def known_rows(path: Path) -> dict[str, tuple[int, int]]:
+    """State and cheap input key (0: unknown) of each row by key; nothing where there is no output yet."""
+    if (path / NAME).exists():
+        return _of_store(path)
+    side = path / SIDE
+    if (side / ROWS).exists():
+        records = Ledger(side, len(V1_LAYOUT.file_names))
+        states = records.read(0, len(records))
+        keys = (side / KEYS).read_bytes().decode(errors="replace").split("\n")[: len(states)]
+        return {key: (int(state), int(cheap)) for key, state, cheap in zip(keys, states["state"], states["cheap"], strict=False)}
+    if (path / CONFIG).exists():
+        store = open_v1(path)
+        return {store.keys[row]: (DONE, 0) for row in range(len(store))}
+    return {}
+
+
+def _of_store(path: Path) -> dict[str, tuple[int, int]]:
+    manifest = Manifest.load(path)
+    layout = Layout.of(manifest.schema)
+    known: dict[str, tuple[int, int]] = {}
+    for entry in manifest.parts:
+        rows = committed_rows(path / entry.name, entry, layout) if entry.growing else entry.rows
+        keys = Keys(path / entry.name, rows, sealed=entry.sealed)
+        for start, records in Ledger(path / entry.name, len(layout.file_names)).chunks(rows):
+            for number, (state, cheap) in enumerate(zip(records["state"].tolist(), records["cheap"].tolist(), strict=True)):
+                known[keys[start + number]] = (state, cheap)
+    return known

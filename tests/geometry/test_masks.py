@@ -1,0 +1,36 @@
+"""Masks: resizing by area."""
+
+import numpy as np
+import pytest
+
+from penstock.errors import BadData
+from penstock.geometry.masks import resize_mask
+
+
+def test_a_cell_is_set_where_more_than_half_is_covered() -> None:
+    mask = np.zeros((4, 4), np.uint8)
+    mask[:2, :2] = 1  # a whole cell
+    mask[2:, :2] = [[1, 0], [0, 1]]  # exactly half of one
+    mask[:2, 2:] = [[1, 1], [1, 0]]  # three quarters of one
+    np.testing.assert_array_equal(resize_mask(mask, (2, 2)), np.array([[1, 1], [0, 0]], np.uint8), strict=True)
+
+
+def test_averages_are_those_of_numpy_for_whole_factors() -> None:
+    mask = np.random.default_rng(0).random((60, 90)) < 0.5
+    cover = mask.reshape(20, 3, 30, 3).mean(axis=(1, 3))
+    np.testing.assert_array_equal(resize_mask(mask, (20, 30)), cover > 0.5)
+
+
+def test_an_object_of_one_pixel_keeps_one_cell() -> None:
+    mask = np.zeros((1500, 2250), bool)
+    mask[700, 2000] = True
+    small = resize_mask(mask, (256, 256))
+    assert small.sum() == 1
+    assert small[700 * 256 // 1500, 2000 * 256 // 2250] == 1
+    assert not resize_mask(np.zeros((1500, 2250)), (256, 256)).any()
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 3, 4), (0, 5), (1, 40_000)])
+def test_what_is_no_mask_is_bad_data(shape: tuple[int, ...]) -> None:
+    with pytest.raises(BadData, match="expected"):
+        resize_mask(np.zeros(shape), (4, 4))
