@@ -15,10 +15,27 @@ from peers import LIMITS
 
 Rows = Mapping[str, Row]
 Rates = Mapping[str, float]
-_PACKAGES = (
-    "penstock numpy torch webdataset litdata tensordict grain array-record ffcv lmdb h5py zarr tensorstore pyarrow "
-    "datasets pylance spdl simplejpeg mosaicml-streaming"
-).split()
+_PACKAGES = [
+    "penstock",
+    "numpy",
+    "torch",
+    "webdataset",
+    "litdata",
+    "tensordict",
+    "grain",
+    "array-record",
+    "ffcv",
+    "lmdb",
+    "h5py",
+    "zarr",
+    "tensorstore",
+    "pyarrow",
+    "datasets",
+    "pylance",
+    "spdl",
+    "simplejpeg",
+    "mosaicml-streaming",
+]
 
 
 def machine(folder: Path) -> dict[str, Any]:

@@ -101,7 +101,7 @@ class BufferPool:
                 return self._free.pop()
             raise UsageError(
                 f"Loader: all {self.most} batch buffers ({self.most * self.buffer_bytes / 1e6:.0f} MB) belong to "
-                "batches that are still alive. Keep copies instead (batch.copy()), or fewer batches, or raise max_leased"
+                "batches that are still alive. Keep copies (batch.copy()), or fewer batches, or raise max_leased"
             )
         if self.allocated == self.usual:
             _log.warning(

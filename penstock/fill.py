@@ -160,8 +160,9 @@ class Filler:
             try:
                 self._settle(self._schema_of(self._record(row, Tally())))
                 return
-            except BAD_ROW:
+            except BAD_ROW as error:
                 if not self.substitute or attempt == MAX_SUBSTITUTES:
+                    error.add_note(f"while reading row {row} to learn what the transform gives")
                     raise
                 row = self._stand_in(position, attempt + 1)
 
@@ -235,11 +236,16 @@ class Filler:
                 job.columns[field.name][i] = field.encode(value)
 
     def _record(self, row: int, tally: Tally) -> Record:
-        names = list(self.read_schema)
+        names = list(self.read_schema) if self.transform else [field.name for field in self.single]
         read = self._read
         whole = _with_retries(lambda: read(row, names) if read else self.source[row], tally)
         record = {name: whole[name] for name in names}
-        return self.transform(record) if self.transform else record
+        if self.transform is None:
+            return record
+        given = self.transform(record)
+        if not isinstance(given, dict):
+            raise SchemaError(f"transform: expected a dict of fields, got {type(given).__name__}")
+        return given
 
     def _schema_of(self, record: Record) -> Schema:
         found = []

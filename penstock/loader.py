@@ -225,7 +225,7 @@ class Loader:
         if len(first):
             filler.learn(first.start, int(plan.sampler.rows(first.start, first.start + 1)[0]))
         fixed = [field for field in filler.schema.fields if not field.is_variable]
-        usual = self._work.prefetch + 1 + (3 if self._copier else 0)
+        usual = self._work.prefetch + 2 + (3 if self._copier else 0)  # one the caller has, one he is letting go
         pinned = self.pin is True or (self.pin == "auto" and self._work.output == "torch" and _has_cuda())
         return BufferPool(fixed, plan.local_rows, usual=usual, most=self.max_leased, pinned=pinned)
 

@@ -45,7 +45,7 @@ def make_sample(
     edge_sizes: tuple[int, ...] = (256, 64, 32),
     map_sizes: tuple[int, ...] = (128, 64, 32),
     compressed_npz: bool = False,
-    change: Callable[[dict[str, np.ndarray]], None] | None = None,
+    change: Callable[[dict[str, np.ndarray]], object] | None = None,
 ) -> tuple[bytes, bytes, Truth]:
     """One sample as a feature extractor leaves it: a picture and an NPZ.
 
@@ -76,23 +76,9 @@ def make_sample(
     boxes_xywh = np.concatenate([boxes_xyxy[:, :2], boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]], axis=1)
     stored_hw = size_hw if picture_size is None else (picture_size, picture_size)
     pixels = _draw(rng, masks, size_hw, stored_hw)
-    union = np.asarray(masks.any(axis=0))
-    fields: dict[str, np.ndarray] = {
-        "P4_S16": rng.random((1, channels, feature_size, feature_size), np.float32) - np.float32(0.5),
-        "P5_S32": rng.random((1, channels, feature_size // 2, feature_size // 2), np.float32) - np.float32(0.5),
-    }
-    fields |= {f"edge_{n}x{n}": _edges(union, n) for n in edge_sizes}
-    for n in map_sizes if variant == "v1" else [n for n in map_sizes if n != 128]:
-        fields |= {f"{name}_map_{n}x{n}": weights for name, weights in _weight_maps(union, n).items()}
-    fields |= {
-        "bboxes": boxes_xywh,
-        "image_shape": np.array([*size_hw, 3], np.int64),
-        "has_bbox": np.array(num_boxes > 0),
-        "num_bboxes": np.array(num_boxes, np.int32),
-        "image_id": np.array(key or f"sa_{seed}"),
-        "model_type": np.array(MODEL_TYPE),
-        "geometry_color_flag": np.array(0, np.int32),
-    }
+    sizes = {"edge": edge_sizes, "map": map_sizes if variant == "v1" else tuple(n for n in map_sizes if n != 128)}
+    fields = _npz_fields(rng, np.asarray(masks.any(axis=0)), (channels, feature_size), sizes)
+    fields |= _object_fields(key or f"sa_{seed}", size_hw, boxes_xywh)
     if num_boxes:
         fields["masks"] = _styled(masks, mask_style)
     if change is not None:
@@ -263,6 +249,33 @@ def assert_equal_records(left: Record, right: Record) -> None:
             assert value == other, f"field {name}: {value!r} and {other!r}"
         else:
             np.testing.assert_array_equal(value, other, err_msg=f"field {name}", strict=True)
+
+
+def _npz_fields(
+    rng: np.random.Generator, union: np.ndarray, features: tuple[int, int], sizes: dict[str, tuple[int, ...]]
+) -> dict[str, np.ndarray]:
+    """Features of (channels, side), edges and weight maps of a picture whose objects cover `union`."""
+    channels, side = features
+    fields: dict[str, np.ndarray] = {
+        "P4_S16": rng.random((1, channels, side, side), np.float32) - np.float32(0.5),
+        "P5_S32": rng.random((1, channels, side // 2, side // 2), np.float32) - np.float32(0.5),
+    }
+    fields |= {f"edge_{n}x{n}": _edges(union, n) for n in sizes["edge"]}
+    for n in sizes["map"]:
+        fields |= {f"{name}_map_{n}x{n}": weights for name, weights in _weight_maps(union, n).items()}
+    return fields
+
+
+def _object_fields(key: str, size_hw: tuple[int, int], boxes_xywh: np.ndarray) -> dict[str, np.ndarray]:
+    return {
+        "bboxes": boxes_xywh,
+        "image_shape": np.array([*size_hw, 3], np.int64),
+        "has_bbox": np.array(len(boxes_xywh) > 0),
+        "num_bboxes": np.array(len(boxes_xywh), np.int32),
+        "image_id": np.array(key),
+        "model_type": np.array(MODEL_TYPE),
+        "geometry_color_flag": np.array(0, np.int32),
+    }
 
 
 def _ellipse(rng: np.random.Generator, size_hw: tuple[int, int]) -> np.ndarray:

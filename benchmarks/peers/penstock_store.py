@@ -1,13 +1,14 @@
 """penstock: its own layout, and the original's v1 directory through the same loader."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from workloads import Records
-
 from peers.base import Batch, Peer, note_rows
 from peers.plain import Original
+from workloads import Records
+
+_METADATA = ("num_bboxes", "has_bbox", "image_shape")
 
 
 class PenstockStore(Peer):
@@ -27,7 +28,8 @@ class PenstockStore(Peer):
         note_rows(folder, records)
 
     def loader(self, folder: Path, batch: int, workers: int, seed: int) -> Iterable[Batch]:
-        return _loader(self, folder / "store", batch, workers, seed)
+        names = [column.name for column in self.workload.wanted]
+        return _loader(self, folder / "store", names, batch, workers, seed=seed)
 
 
 class PenstockV1(Original):
@@ -40,10 +42,25 @@ class PenstockV1(Original):
     remark = "counts are threads"
 
     def loader(self, folder: Path, batch: int, workers: int, seed: int) -> Iterable[Batch]:
-        return _loader(self, folder, batch, workers, seed)
+        names = [column.name for column in self.workload.wanted if column.name != "metadata"]
+        return _Joined(_loader(self, folder, [*names, *_METADATA], batch, workers, seed=seed))
 
 
-def _loader(peer: Peer, path: Path, batch: int, threads: int, seed: int) -> Any:
+class _Joined:
+    """Batches in which the fields that penstock makes of metadata.bin are one column again."""
+
+    def __init__(self, loader: Iterable[Batch]) -> None:
+        self.loader = loader
+
+    def __iter__(self) -> Iterator[Batch]:
+        import torch
+
+        for batch in self.loader:
+            parts = [batch[name].reshape(len(batch[name]), -1) for name in _METADATA]
+            yield {**batch, "metadata": torch.cat(parts, 1)}
+
+
+def _loader(peer: Peer, path: Path, fields: Sequence[str], batch: int, threads: int, *, seed: int) -> Any:
     from penstock.loader import Loader
     from penstock.samplers import Epochs
     from penstock.store import open_store
@@ -52,7 +69,7 @@ def _loader(peer: Peer, path: Path, batch: int, threads: int, seed: int) -> Any:
     return Loader(
         store,
         batch_size=batch,
-        fields=[column.name for column in peer.workload.wanted],
+        fields=fields,
         sampler=Epochs(len(store), seed=seed),
         epochs=peer.epochs,
         drop_last=False,

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from workloads import V1_FILES, Column, Records, Workload
-
 from peers.base import Batch, Peer, Rows, Shuffled, count_rows, data_loader, note_rows, tensors
+from workloads import V1_FILES, Column, Records, Workload
 
 
 class Original(Peer):

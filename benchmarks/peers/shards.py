@@ -1,14 +1,14 @@
 """Formats made for training: MosaicML streaming, LitData, TensorDict, Grain over ArrayRecord, FFCV."""
 
+import importlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from workloads import Records, Workload
-
 from peers.base import Batch, Peer, Repeated, Rows, count_rows, data_loader, note_rows, stack
+from workloads import Records, Workload
 
 _PAGE_BYTES = 1 << 24
 _kept: list[Any] = []
@@ -35,7 +35,8 @@ class Mosaic(Peer):
         streaming = _streaming()
         from torch.utils.data import DataLoader
 
-        streaming.base.util.clean_stale_shared_memory()
+        util = importlib.import_module("streaming.base.util")
+        util.clean_stale_shared_memory()
         local = str(folder / "mds")
         dataset = streaming.StreamingDataset(local=local, shuffle=True, shuffle_seed=seed, batch_size=batch)
         join = partial(stack, self.workload)
@@ -143,7 +144,7 @@ class Ffcv(Peer):
         from ffcv.fields import NDArrayField
         from ffcv.writer import DatasetWriter
 
-        fields = {c.name: NDArrayField(np.dtype(c.dtype), c.shape) for c in self.workload.columns}
+        fields = {c.name: NDArrayField(np.dtype(_storable(c.dtype)), c.shape) for c in self.workload.columns}
         writer = DatasetWriter(str(folder / "records.beton"), fields, page_size=_PAGE_BYTES, num_workers=2)
         writer.from_indexed_dataset(_Tuples(records))
         note_rows(folder, records)
@@ -157,17 +158,21 @@ class Ffcv(Peer):
         path = str(folder / "records.beton")
         order = OrderOption.RANDOM
         loader = Loader(path, batch, workers, True, order, seed=seed, pipelines=pipelines, drop_last=False)
-        return Repeated(_Named(loader, [column.name for column in self.workload.wanted]), self.epochs)
+        return Repeated(_Named(loader, {c.name: c.dtype for c in self.workload.wanted}), self.epochs)
 
 
 class _Named:
-    """Tuples of a loader as mappings."""
+    """Tuples of a loader as mappings, in the types of the columns."""
 
-    def __init__(self, loader: Iterable[tuple[Any, ...]], names: list[str]) -> None:
-        self.loader, self.names = loader, names
+    def __init__(self, loader: Iterable[tuple[Any, ...]], dtypes: Mapping[str, str]) -> None:
+        self.loader, self.dtypes = loader, dtypes
 
     def __iter__(self) -> Iterator[Batch]:
-        return (dict(zip(self.names, values, strict=True)) for values in self.loader)
+        import torch
+
+        kinds = [(name, getattr(torch, dtype)) for name, dtype in self.dtypes.items()]
+        for values in self.loader:
+            yield {name: value.view(kind) for (name, kind), value in zip(kinds, values, strict=True)}
 
 
 class _Tuples:
@@ -180,18 +185,24 @@ class _Tuples:
         return len(self.records)
 
     def __getitem__(self, row: int) -> tuple[np.ndarray, ...]:
-        return tuple(self.records[int(row)][1].values())
+        return tuple(value.view(_storable(value.dtype.name)) for value in self.records[int(row)][1].values())
+
+
+def _storable(dtype: str) -> str:
+    """The type that FFCV's compiler knows, of the same size: it has no float16."""
+    return "int16" if dtype == "float16" else dtype
 
 
 def _streaming() -> Any:
-    """The streaming package, which imports torchvision; where that is built for CUDA only, it misses an operator."""
+    """The streaming package, which imports torchvision; where that is built for CUDA only, it misses two operators."""
     import torch
 
     try:
         import streaming
     except RuntimeError:
         library = torch.library.Library("torchvision", "DEF")
-        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        for name in ("nms", "qnms"):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         _kept.append(library)
         import streaming
     return streaming

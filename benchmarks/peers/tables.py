@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from workloads import Column, Records, Workload
-
 from peers.base import Batch, Peer, Rows, count_rows, data_loader, note_rows
 from peers.databases import blocks
+from workloads import Column, Records, Workload
 
 
 class ArrowIpc(Peer):

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from workloads import Records, Workload
-
 from peers.base import Batch, Peer, Rows, data_loader, note_rows, stack
+from workloads import Records, Workload
 
 QUALITY = 95
 

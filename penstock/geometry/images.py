@@ -20,6 +20,7 @@ MAX_PIXELS = 1 << 26
 """A larger picture is taken for a decompression bomb. The largest of SA-1B have 2^24."""
 
 _ORIENTATION = 0x0112
+_PNG_END = b"IEND\xaeB`\x82"
 _PIL_ERRORS = (
     UnidentifiedImageError,
     Image.DecompressionBombError,
@@ -58,6 +59,8 @@ def picture_header(content: bytes) -> PictureHeader:
     if content.startswith(b"\x89PNG\r\n\x1a\n"):
         if content[24:25] == b"\x10":
             raise BadData("picture: expected 8 bits per colour, got a PNG of 16; convert it with the range you mean")
+        if _PNG_END not in content:
+            raise BadData(f"picture: the PNG of {len(content)} bytes is truncated: expected an IEND chunk, got none")
     elif not content.startswith(b"\xff\xd8"):
         raise BadData(f"picture: expected a JPEG or a PNG, got {len(content)} bytes that start with {content[:8]!r}")
     try:

@@ -7,7 +7,6 @@ checked. So neither NumPy's functions nor anything else importable runs on behal
 
 import io
 import pickle
-import pickletools
 import re
 from collections.abc import Sequence
 from typing import Literal
@@ -15,19 +14,10 @@ from typing import Literal
 import numpy as np
 
 from penstock.errors import BadData
+from penstock.readers.pickle_memo import refuse_huge_memo
 
 MAX_DEPTH = 4
-MAX_MEMO = 1 << 24
 _NUMBER = re.compile(r"[<>|=]?(?:b1|[iu][1248]|f[248]|\?)")
-_PLAIN_RUN = re.compile(rb"(?:K.)+|[\x88\x89]+", re.DOTALL)
-"""Runs of BININT1, NEWTRUE and NEWFALSE: the millions of numbers of a mask, which need no look."""
-
-_PREFIX_BYTES = {
-    pickletools.TAKEN_FROM_ARGUMENT1: 1,
-    pickletools.TAKEN_FROM_ARGUMENT4: 4,
-    pickletools.TAKEN_FROM_ARGUMENT4U: 4,
-    pickletools.TAKEN_FROM_ARGUMENT8U: 8,
-}
 _PICKLE_ERRORS = (
     pickle.UnpicklingError,
     EOFError,
@@ -55,14 +45,14 @@ def decode_object_array(
         max_bytes: limit on the bytes of the arrays that come out.
 
     Returns:
-        An array of bool or numbers: of the pickle's own shape where its elements are numbers, (N, ...) where they are N
-        arrays of one shape.
+        An array of numbers (bools of Python become uint8): of the pickle's own shape where its elements are numbers,
+        (N, ...) where they are N arrays of one shape.
 
     Raises:
         BadData: the pickle refers to anything but arrays of numbers, is damaged, or unpacks to more than `max_bytes`.
     """
     content = bytes(content)
-    _refuse_huge_memo(content, name)
+    refuse_huge_memo(content, name)
     try:
         state = _NumbersOnly(io.BytesIO(content), name).load()
     except BadData:
@@ -249,22 +239,28 @@ class _Builder:
         """Shape (count,) for numbers, (count, ...) for arrays."""
         if len(values) != count:
             raise self._bad(f"shape {shape} with {len(values)} elements")
+        self._take(8 * count)
+        small = _small_integers(values)
+        if small is not None:
+            return small
         kinds = set(map(type, values))
         if kinds == {_ArrayState}:
-            if len(shape) != 1:
-                raise self._bad(f"arrays inside an array of shape {shape}")
-            inner = [self.build(value, depth + 1) for value in values if isinstance(value, _ArrayState)]
-            if len({array.shape for array in inner}) > 1:
-                raise self._bad(f"arrays of different shapes: {sorted({array.shape for array in inner})}")
-            self._take(sum(array.nbytes for array in inner))
-            return np.stack(inner)
+            return self._stacked([value for value in values if isinstance(value, _ArrayState)], shape, depth)
         if not kinds <= {int, bool, float}:
             raise self._bad("elements of type " + ", ".join(sorted(kind.__name__ for kind in kinds)))
-        self._take(8 * count)
         try:
-            return _numbers(values, kinds)
+            return np.array(values, np.float64 if float in kinds else np.int64)
         except OverflowError as error:
             raise self._bad("integers of more than 64 bits") from error
+
+    def _stacked(self, states: Sequence[_ArrayState], shape: tuple[int, ...], depth: int) -> np.ndarray:
+        if len(shape) != 1:
+            raise self._bad(f"arrays inside an array of shape {shape}")
+        inner = [self.build(state, depth + 1) for state in states]
+        if len({array.shape for array in inner}) > 1:
+            raise self._bad(f"arrays of different shapes: {sorted({array.shape for array in inner})}")
+        self._take(sum(array.nbytes for array in inner))
+        return np.stack(inner)
 
     def _take(self, num_bytes: int) -> None:
         self._left -= num_bytes
@@ -275,59 +271,9 @@ class _Builder:
         return BadData(f"NPZ: member {self._name!r}: expected arrays of numbers of one shape, got {got}")
 
 
-def _numbers(values: Sequence[object], kinds: set[type]) -> np.ndarray:
-    """Python numbers as one flat array: bool, uint8 where they fit, int64, or float64."""
-    if not values:
-        return np.zeros(0, np.uint8)
-    if float in kinds:
-        return np.array(values, np.float64)
+def _small_integers(values: Sequence[object]) -> np.ndarray | None:
+    """Python ints and bools of 0..255 as uint8, at once (a mask has millions); None if there is anything else."""
     try:
-        small = np.frombuffer(bytes(values), np.uint8)  # type: ignore[arg-type]  # ints and bools, checked by the caller
-    except ValueError:
-        return np.array(values, np.int64)
-    return small.astype(bool) if kinds == {bool} else small
-
-
-def _refuse_huge_memo(content: bytes, name: str) -> None:
-    """A memo index is an array index inside the unpickler: a large one would take gigabytes before anything fails."""
-    at = 0
-    while at < len(content):
-        run = _PLAIN_RUN.match(content, at)
-        if run:
-            at = run.end()
-            continue
-        opcode = pickletools.code2op.get(chr(content[at]))  # type: ignore[attr-defined]  # not in typeshed
-        if opcode is None:
-            raise BadData(f"NPZ: member {name!r}: byte {at} of the pickle, {content[at]:#04x}, is no pickle opcode")
-        argument, at = _argument(content, at + 1, opcode)
-        index = _memo_index(opcode.name, argument)
-        if index > MAX_MEMO:
-            raise BadData(f"NPZ: member {name!r}: the pickle has memo index {index}; expected at most {MAX_MEMO}")
-        if opcode.name == "STOP":
-            return
-
-
-def _argument(content: bytes, at: int, opcode: pickletools.OpcodeInfo) -> tuple[bytes, int]:
-    """The opcode's argument, and the position behind it."""
-    if opcode.arg is None:
-        return b"", at
-    size = opcode.arg.n
-    if size == pickletools.UP_TO_NEWLINE:
-        end = at
-        for _ in range(2 if opcode.name in ("GLOBAL", "INST") else 1):
-            end = content.find(b"\n", end) + 1 or len(content)
-        return content[at:end], end
-    if size < 0:
-        prefix = _PREFIX_BYTES[size]
-        size = prefix + int.from_bytes(content[at : at + prefix], "little")
-    end = min(at + size, len(content))
-    return content[at : min(end, at + 16)], end
-
-
-def _memo_index(opcode: str, argument: bytes) -> int:
-    if opcode == "LONG_BINPUT":
-        return int.from_bytes(argument, "little")
-    if opcode == "PUT":
-        digits = argument.strip()
-        return int(digits) if digits.isdigit() and len(digits) < 20 else MAX_MEMO + 1
-    return 0
+        return np.frombuffer(bytes(values), np.uint8) if values else np.zeros(0, np.uint8)  # type: ignore[arg-type]  # tried
+    except (TypeError, ValueError):
+        return None

@@ -143,8 +143,9 @@ class Sa1bTar:
             self.problems.append(Problem(path, type(error).__name__, f"{path}: {error}"))
             return index
         with file:
-            scan = TarScan(path, file)
-            for member in self._members(scan, os.fstat(file.fileno()).st_size):
+            size = os.fstat(file.fileno()).st_size
+            scan = TarScan(path, file, file_bytes=size)
+            for member in self._members(scan, size):
                 pair = waiting.add(member)
                 if pair is not None:
                     self._note(index, self._ledger.offer_pair(pair, tar, partial(self._add_span, pair)))

@@ -100,13 +100,15 @@ class TarScan:
     """The members of a TAR in order. After the pass `problem` says what was wrong with the file, if anything.
 
     Attributes:
+        file_bytes: size of a seekable file; None for a stream.
         problem: the file's fault: cut or damaged, with the byte at which it shows.
         is_archive: whether at least the first header, or an end-of-archive mark, was read.
     """
 
-    def __init__(self, path: str, file: ForwardFile) -> None:
+    def __init__(self, path: str, file: ForwardFile, *, file_bytes: int | None = None) -> None:
         self.path = path
         self.file = file
+        self.file_bytes = file_bytes
         self.problem: Problem | None = None
         self.is_archive = False
         self._end: tuple[Exception, bytes] | None = None
@@ -125,10 +127,10 @@ class TarScan:
                 yield info
             self._check_end(tar.offset)
         except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
-            self.fail(type(error).__name__, f"damaged at byte {self.file.tell()}: {error}")
+            self.fail(type(error).__name__, f"damaged at byte {self._position()}: {error}")
         if self._decode_error() is not None:
             self.problem = None
-            self.fail("ReadError", f"cut at byte {self.file.tell()}")
+            self.fail("ReadError", f"cut at byte {self._position()}")
 
     def cut(self, info: tarfile.TarInfo, found: int) -> str:
         """Record that the file ends inside a member, of which `found` bytes are there; gives the member's fault."""
@@ -146,6 +148,11 @@ class TarScan:
             error, message = type(broken).__name__, f"{message} (decoding broke: {broken})"
         if self.problem is None:
             self.problem = Problem(self.path, error, f"{self.path}: {message}; the members before it are kept")
+
+    def _position(self) -> int:
+        """Where the file stands; its end where `tarfile` went past it."""
+        position = self.file.tell()
+        return position if self.file_bytes is None else min(position, self.file_bytes)
 
     def _decode_error(self) -> Exception | None:
         return self.file.error if isinstance(self.file, DecodedStream) else None

@@ -13,6 +13,10 @@ from penstock.store.rows import DONE, FAILED, Ledger
 from penstock.store.write import Ticket, Written
 
 
+_OURS = ("_plan", "store.json.new")
+"""What a driver that was killed before its first manifest may leave."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Admission:
     """What the sink says to a candidate.
@@ -72,7 +76,8 @@ def refuse_foreign(path: Path) -> None:
     """
     if path.exists() and not path.is_dir():
         raise OutputRefused(f"{path}: is a file; expected an empty or a new folder; nothing was touched")
-    held = sorted(entry.name for entry in path.iterdir() if entry.name not in ("_plan",))[:3] if path.exists() else []
+    entries = sorted(entry.name for entry in path.iterdir()) if path.exists() else []
+    held = [name for name in entries if name not in _OURS][:3]
     if held:
         raise OutputRefused(f"{path}: holds {', '.join(held)}; expected a penstock store or an empty folder; nothing was touched")
 

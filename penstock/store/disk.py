@@ -12,6 +12,8 @@ from pathlib import Path
 from penstock.errors import OutputFull
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_NO_COPY_RANGE = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
+_COPY_BYTES = 64 << 20
 
 
 class Disk:
@@ -55,13 +57,27 @@ class Disk:
     def replace(self, path: Path, content: bytes) -> None:
         """Puts the content in the file's place, atomically: at any instant the old file or the new one is there."""
         fresh = path.with_name(path.name + ".new")
-        fresh.unlink(missing_ok=True)
-        self.close(fresh)
+        if fresh.exists():
+            self.remove(fresh)
         self.resize(fresh, 0)
         self.write(fresh, content, 0)
         self.sync(fresh)
         self.close(fresh)
         self.rename(fresh, path)
+
+    def copy(self, old: Path, new: Path) -> None:
+        """Copies a file and flushes the copy; shares the blocks where the file system can."""
+        self.resize(new, 0)
+        done = 0
+        with old.open("rb") as source, _named(new):
+            while count := _copy_some(source.fileno(), self._open(new), done):
+                done += count
+        self.sync(new)
+        self.close(new)
+
+    def for_worker(self) -> "Disk":
+        """A seam of the same kind for a worker, with descriptors of its own."""
+        return Disk(flush=self.flush)
 
     def rename(self, old: Path, new: Path) -> None:
         """Renames, atomically, and flushes the directory."""
@@ -118,6 +134,17 @@ def _named(path: Path) -> Iterator[None]:
             raise OutputFull(error.errno, message) from error
         error.filename = error.filename or str(path)
         raise
+
+
+def _copy_some(source: int, target: int, offset: int) -> int:
+    if hasattr(os, "copy_file_range"):
+        try:
+            return os.copy_file_range(source, target, _COPY_BYTES, offset, offset)
+        except OSError as error:
+            if error.errno not in _NO_COPY_RANGE:
+                raise
+    chunk = os.pread(source, _COPY_BYTES, offset)
+    return os.pwrite(target, chunk, offset) if chunk else 0
 
 
 def _flush(descriptor: int) -> None:

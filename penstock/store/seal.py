@@ -1,7 +1,6 @@
 """Sealing a part: blobs in row order, an index of its keys, counts and a digest; from then on it is immutable."""
 
 import os
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -76,9 +75,7 @@ def copy_for_recompute(disk: Disk, path: Path, entry: PartEntry, layout: Layout)
     if (old / FAILURES).exists():
         copies[FAILURES] = FAILURES
     for source, target in copies.items():
-        shutil.copyfile(old / source, new / target)
-        disk.sync(new / target)
-        disk.close(new / target)
+        disk.copy(old / source, new / target)
     disk.sync_directory(new)
     return name
 

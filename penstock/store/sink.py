@@ -82,7 +82,7 @@ class StoreSink:
 
     def writer(self) -> RowWriter:
         """What a worker writes rows with; pickles."""
-        return RowWriter(self.schema, self.layout, Disk(flush=self.disk.flush))
+        return RowWriter(self.schema, self.layout, self.disk.for_worker())
 
     # Planning
 

@@ -64,7 +64,7 @@ class V1Sink:
 
     def writer(self) -> RowWriter:
         """What a worker writes rows with; pickles."""
-        return RowWriter(V1_SCHEMA, V1_LAYOUT, Disk(flush=self.disk.flush))
+        return RowWriter(V1_SCHEMA, V1_LAYOUT, self.disk.for_worker())
 
     def admit(self, candidates: Sequence[Candidate], *, retry_failed: bool = False, grow: bool = False) -> list[Admission]:
         """As `StoreSink.admit`; rows are always added one by one, so `grow` makes no difference."""

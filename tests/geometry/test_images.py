@@ -83,8 +83,7 @@ def test_sixteen_bits_are_refused(channels: int) -> None:
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 def test_a_truncated_picture_is_bad_data_wherever_it_is_cut(kind: str) -> None:
     content = encoded(Image.fromarray(ramp()), kind)
-    last = len(content) - (0 if kind == "JPEG" else 12)  # Pillow needs no IEND
-    for cut in range(0, last, 7):
+    for cut in range(len(content)):
         with pytest.raises(BadData, match="picture"):
             decode_picture(content[:cut])
 
@@ -110,8 +109,9 @@ def test_a_decompression_bomb_is_refused_before_it_unpacks() -> None:
         + header
         + struct.pack(">I", zlib.crc32(b"IHDR" + header))
     )
-    with pytest.raises(BadData, match=r"picture"):
-        decode_picture(content + struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT")))
+    chunks = b"".join(bytes(4) + name + struct.pack(">I", zlib.crc32(name)) for name in (b"IDAT", b"IEND"))
+    with pytest.raises(BadData, match=r"at most|bomb"):
+        decode_picture(content + chunks)
 
 
 @pytest.mark.parametrize("orientation", [5, 6, 7, 8])
@@ -167,6 +167,7 @@ def test_any_damage_gives_pixels_or_bad_data(content: bytes, changes: list[tuple
     for position, value in changes:
         damaged[position % len(damaged)] = value
     try:
-        assert decode_picture(bytes(damaged)).dtype == np.uint8
-    except BadData as error:
-        assert "picture" in str(error)
+        pixels = decode_picture(bytes(damaged))
+    except BadData:
+        return
+    assert pixels.dtype == np.uint8

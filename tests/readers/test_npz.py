@@ -184,14 +184,14 @@ def test_object_arrays_of_anything_but_numbers_are_bad_data(array: np.ndarray) -
 
 
 def test_an_object_array_under_another_name_is_bad_data() -> None:
-    with pytest.raises(BadData, match="'bboxes'.*object array"):
+    with pytest.raises(BadData, match=r"'bboxes'.*object array"):
         read_npz(npz_bytes({"bboxes": np.array([MASK], dtype=object)}))
 
 
 def test_a_deflated_bomb_is_refused_by_its_declared_size() -> None:
     content = npz_bytes({"a": np.zeros(1 << 20, np.uint8)}, compressed=True)
     assert len(content) < 1 << 13
-    with pytest.raises(BadData, match="declare .* bytes; expected at most 1000"):
+    with pytest.raises(BadData, match=r"declare .* bytes; expected at most 1000"):
         read_npz(content, max_bytes=1000)
 
 
@@ -209,7 +209,7 @@ def test_a_shape_that_the_bytes_do_not_fill_is_bad_data() -> None:
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
         archive.writestr("a.npy", npy.getvalue() + b"1234")
-    with pytest.raises(BadData, match="needs .* bytes, got 4"):
+    with pytest.raises(BadData, match=r"needs .* bytes, got 4"):
         read_npz(packed.getvalue())
 
 
@@ -221,8 +221,9 @@ def test_bytes_that_are_no_npz_are_bad_data(content: bytes) -> None:
 
 def test_a_name_that_is_there_twice_is_bad_data() -> None:
     packed = io.BytesIO()
-    with pytest.warns(UserWarning, match="Duplicate name"), zipfile.ZipFile(packed, "w") as archive:
-        for _ in range(2):
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("a.npy", b"")
+        with pytest.warns(UserWarning, match="Duplicate name"):
             archive.writestr("a.npy", b"")
     with pytest.raises(BadData, match="twice"):
         read_npz(packed.getvalue())
@@ -241,9 +242,10 @@ def test_any_damage_gives_arrays_or_bad_data(compressed: bool, changes: list[tup
     for position, value in changes:
         content[position % len(content)] = value
     try:
-        read_npz(content, max_bytes=1 << 20)
-    except BadData as error:
-        assert "NPZ" in str(error)
+        arrays = read_npz(content, max_bytes=1 << 20)
+    except BadData:
+        return
+    assert all(array.dtype.kind in "biufcUS" for array in arrays.values())
 
 
 PICKLES = [pickle.dumps(object_list(MASK, MASK), protocol=p) for p in (2, 4)] + [pickle.dumps(np.array([MASK], object))]

@@ -1,0 +1,33 @@
+"""What holds for every test: one thread per library, no network, reproducible examples, a seed that is fixed and printed."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before NumPy, OpenCV or torch is imported anywhere
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import numpy as np
+import pytest
+from hypothesis import settings
+
+SEED = int(os.environ.get("PENSTOCK_TEST_SEED", "0"))
+
+settings.register_profile("deterministic", deadline=None, derandomize=True, database=None)
+settings.load_profile("deterministic")
+
+
+def pytest_report_header() -> str:
+    """The seed, for whoever repeats the run."""
+    return f"seed: PENSTOCK_TEST_SEED={SEED}"
+
+
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> int:
+    """The run's seed; shown with a test that fails."""
+    print(f"{request.node.nodeid}: PENSTOCK_TEST_SEED={SEED}")
+    return SEED
+
+
+@pytest.fixture
+def rng(seed: int) -> np.random.Generator:
+    """A generator that starts anew in every test."""
+    return np.random.default_rng(seed)
