@@ -21,6 +21,11 @@ Owned = Mapping[str, tuple[np.ndarray, np.ndarray]]
 """Field -> its values, first dimension n, and the row of each, ascending."""
 
 
+Line = tuple[str, str, str, int, int]
+
+MAX_INT = np.iinfo(np.int64).max
+
+
 @dataclass
 class BoxEvidence:
     """Counts over all boxes of a store; rows are those of the store, -1 for none."""
@@ -62,9 +67,11 @@ class BoxEvidence:
             self.outside[name] += self._note(f"outside-{name}", beyond, rows + first_row)
             self.fits[name] += int((ordered(readings[name]) & ~beyond & known).sum())
         if "masks" in together:
-            self._add_masks(together, readings, sizes_hw, rows + first_row)
+            self._add_masks(together, readings, sizes_hw, (rows, first_row))
 
-    def _add_masks(self, together: Owned, readings: Mapping[str, np.ndarray], sizes_hw: np.ndarray, rows: np.ndarray) -> None:
+    def _add_masks(
+        self, together: Owned, readings: Mapping[str, np.ndarray], sizes_hw: np.ndarray, rows: np.ndarray
+    ) -> None:
         masks, _ = _objects(together, "masks")
         if len(masks) != len(rows):
             return  # another count of masks than of boxes is a fault of its own
@@ -105,7 +112,36 @@ class BoxEvidence:
         return ""
 
 
-MAX_INT = np.iinfo(np.int64).max
+    def findings(self, marker: str) -> tuple[list[Line], list[Line]]:
+        """Faults and suspicions, each (code, where, message, rows, first row).
+
+        Args:
+            marker: how the store says that its boxes are to be read: "xyxy", "xywh", or "" where it does not.
+        """
+        faults: list[Line] = []
+        doubts: list[Line] = []
+        if marker == "xyxy" and self.unordered:
+            text = f"bboxes: {self.unordered:,} of {self.boxes:,} boxes marked XYXY have right <= left or bottom <= top"
+            faults.append(("box-order", "bboxes", text, self.unordered, self.first["unordered"]))
+        if marker == "xyxy" and self.outside["xyxy"]:
+            text = f"bboxes: {self.outside['xyxy']:,} of {self.measured:,} boxes reach out of their pictures"
+            faults.append(("box-outside", "bboxes", text, self.outside["xyxy"], self.first["outside-xyxy"]))
+        convention: Convention = "xyxy" if marker == "xyxy" else "xywh" if marker == "xywh" else ""
+        doubt = self.contradicts(convention)
+        if doubt:
+            text = f"bboxes: marked {convention.upper()} (no marker means XYWH), but {doubt}: probably the other convention"
+            misfits = self.measured - self.fits[convention]
+            first = self.first.get("unordered" if convention == "xyxy" else "outside-xywh", -1)
+            doubts.append(("box-convention", "bboxes", text, misfits, first))
+        if self.empty:
+            share = f"{self.empty:,} of {self.masks:,} boxes ({self.empty / self.masks:.0%}) have a mask that is all zero"
+            text = f"masks: {share}; penstock repair --tar-path rebuilds masks from the TARs"
+            doubts.append(("empty-mask", "masks", text, self.empty, self.first["empty"]))
+        if convention and 2 * self.disagrees[convention] > self.compared > 0:
+            count = self.disagrees[convention]
+            text = f"masks: {count:,} of {self.compared:,} masks lie elsewhere than their boxes (overlap below {DISAGREE})"
+            doubts.append(("mask-box", "masks", text, count, self.first[f"disagrees-{convention}"]))
+        return faults, doubts
 
 
 def ordered(boxes_xyxy: np.ndarray) -> np.ndarray:

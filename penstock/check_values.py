@@ -197,9 +197,7 @@ def _scan_chunk(files: _Files, start: int, stop: int) -> None:
         found.boxes.add(together, columns.first)
 
 
-def _compare(
-    files: _Files, name: str, start: int, done: np.ndarray, sums: np.ndarray | None, raw: np.ndarray
-) -> None:
+def _compare(files: _Files, name: str, start: int, done: np.ndarray, sums: np.ndarray | None, raw: np.ndarray) -> None:
     if sums is None:
         return
     known = np.flatnonzero(done & (sums != 0))

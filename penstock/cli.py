@@ -153,7 +153,9 @@ def info(path: str, *, json: Json = False) -> int:
     counts = store.counts()
     schema = [{**field.to_json(), "file": field.file} for field in store.schema.fields]
     content: dict[str, object] = {
-        "kind": "v1" if store.attributes.get("layout") == "v1" and not (Path(path) / "store.json").exists() else "store",
+        "kind": "v1"
+        if store.attributes.get("layout") == "v1" and not (Path(path) / "store.json").exists()
+        else "store",
         "rows": len(store),
         "states": counts,
         "groups": len(store),

@@ -1,4 +1,4 @@
-"""SA-1B TARs to a distillation set: wires reader, stage and sink into a job. `penstock convert sa1b-tar` is a thin shell over it."""
+"""SA-1B TARs to a distillation set: wires reader, stage and sink into a job."""
 
 import errno
 import itertools
@@ -18,7 +18,7 @@ import penstock
 from penstock.errors import BadData, OutputFull, OutputRefused, UsageError
 from penstock.jobs import Job, Launcher, Sink
 from penstock.launch.local import Inline, Local
-from penstock.readers.sa1b_tar import Sa1bTarStream, open_sa1b_tars
+from penstock.readers.sa1b_tar import Sa1bTar, Sa1bTarStream, open_sa1b_tars
 from penstock.report import Budget, Report
 from penstock.schema import Record
 from penstock.source import Candidate, Offers, Problem
@@ -140,7 +140,11 @@ def convert_sa1b_tar(
     try:
         return job.run()
     finally:
-        report.notes |= {"repeated": offers.inner.repeated, "ignored_members": offers.inner.ignored, "layout": config.layout}
+        report.notes |= {
+            "repeated": offers.inner.repeated,
+            "ignored_members": offers.inner.ignored,
+            "layout": config.layout,
+        }
 
 
 def plan_sa1b_tar(config: ConvertConfig) -> dict[str, object]:
@@ -186,7 +190,7 @@ _COMPUTED = ("missing", "changed input", "failed before")
 class _Peeked:
     """Offers whose first candidates were looked at already, and are given again."""
 
-    def __init__(self, inner: Offers) -> None:
+    def __init__(self, inner: Sa1bTar | Sa1bTarStream) -> None:
         self.inner = inner
         self.schema = inner.schema
         self._rest = inner.candidates()
@@ -200,6 +204,8 @@ class _Peeked:
         return self.inner.problems
 
     def __getitem__(self, index: int) -> Record:
+        if isinstance(self.inner, Sa1bTarStream):
+            raise TypeError("a stream has no rows by index")
         return self.inner[index]
 
     def first_records(self) -> Iterator[Record]:
@@ -280,7 +286,9 @@ def _open_sink(config: ConvertConfig, stage: Sa1bConvert, disk: Disk | None) -> 
             disk=disk,
         )
     except PermissionError as error:
-        raise OutputRefused(f"{error.filename or config.output_dir}: not writable ({error.strerror}); nothing was touched") from error
+        raise OutputRefused(
+            f"{error.filename or config.output_dir}: not writable ({error.strerror}); nothing was touched"
+        ) from error
     except OSError as error:
         if error.errno == errno.EROFS:
             raise OutputRefused(f"{config.output_dir}: lies on a read-only file system; nothing was touched") from error
@@ -332,4 +340,3 @@ def _probe(offers: _Peeked, stage: Sa1bConvert, candidates: list[Candidate]) -> 
                 continue  # only its time counts here
             tried += 1
     return (time.perf_counter() - started) / max(1, tried)
-

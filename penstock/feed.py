@@ -74,9 +74,9 @@ class Progress:
         Raises:
             UsageError: max_failures is neither a count nor a percentage.
         """
-        if isinstance(self.max_failures, int):
+        if isinstance(self.max_failures, int) and self.max_failures >= 0:
             return self.max_failures
-        text = self.max_failures.removesuffix("%")
+        text = str(self.max_failures).removesuffix("%")
         share = float(text) / 100 if text.replace(".", "", 1).isdecimal() else -1.0
         if text == self.max_failures or not 0 <= share <= 1:
             raise UsageError(f'Loader: max_failures: expected a count or "P%", got {self.max_failures!r}')

@@ -1,4 +1,4 @@
-"""Job: a stage run over offered rows into a sink; resumable, counted, budgeted. Any launcher that keeps its protocol will do."""
+"""Job: a stage run over offered rows into a sink; resumable, counted, budgeted."""
 
 import time
 from collections import deque
@@ -23,14 +23,30 @@ HOPELESS_ROWS = 100
 class Stage(Protocol):
     """Records in, records out; usually holds a model. Pickles; loads what is heavy in `setup`."""
 
-    name: str
-    version: int
-    bitwise: bool
-    """Whether the same input always gives the same bytes."""
-    batch_size: int
-    """Rows per call. Which rows share a call is fixed by the plan, never by timing."""
-    schema: Schema
-    """The fields of the records that come out."""
+    @property
+    def name(self) -> str:
+        """Its name in recipes."""
+        ...
+
+    @property
+    def version(self) -> int:
+        """Raised whenever the same input would give other bytes than before."""
+        ...
+
+    @property
+    def bitwise(self) -> bool:
+        """Whether the same input always gives the same bytes."""
+        ...
+
+    @property
+    def batch_size(self) -> int:
+        """Rows per call. Which rows share a call is fixed by the plan, never by timing."""
+        ...
+
+    @property
+    def schema(self) -> Schema:
+        """The fields of the records that come out."""
+        ...
 
     def identity(self) -> dict[str, object]:
         """What defines the output, as plain values: parameters, model, weights."""
@@ -53,7 +69,9 @@ class Sink(Protocol):
     """Where rows go: `StoreSink`, `V1Sink`."""
 
     def writer(self) -> RowWriter: ...
-    def admit(self, candidates: Sequence[Candidate], *, retry_failed: bool = False, grow: bool = False) -> list[Admission]: ...
+    def admit(
+        self, candidates: Sequence[Candidate], *, retry_failed: bool = False, grow: bool = False
+    ) -> list[Admission]: ...
     def enter(self, ticket: Ticket) -> Admission: ...
     def recompute(self, candidate: Candidate) -> Ticket | None: ...
     def commit(self, commit: Commit) -> None: ...
@@ -319,7 +337,9 @@ class Job:
         )
         if finished.written is None:
             key = order.candidate.key
-            self.report.add_failure(Outcome(key=key, error=finished.error, message=finished.message, attempt=order.attempt))
+            self.report.add_failure(
+                Outcome(key=key, error=finished.error, message=finished.message, attempt=order.attempt)
+            )
         else:
             self.report.done += 1
             self.report.bytes_written += finished.written.size
@@ -332,7 +352,9 @@ class Job:
             if finished.error or candidate.failure:
                 reason = candidate.failure or finished.message
                 self.report.notes["unreadable_now"] = int(str(self.report.notes.get("unreadable_now", 0))) + 1
-                self.report.notes.setdefault("unreadable_first", f"{candidate.key} is done, but can no longer be read: {reason}")
+                self.report.notes.setdefault(
+                    "unreadable_first", f"{candidate.key} is done, but can no longer be read: {reason}"
+                )
             self.report.skipped += 1
             self.report.done += 1
             return
@@ -357,7 +379,9 @@ class Job:
         new = sum(report.reasons.values())
         if new >= HOPELESS_ROWS and not report.bytes_written:
             report.interrupted = "all rows failed"
-            raise BudgetExceeded(f"the first {new} rows all failed; first: {report.failures[0].key}: {report.failures[0].message}")
+            raise BudgetExceeded(
+                f"the first {new} rows all failed; first: {report.failures[0].key}: {report.failures[0].message}"
+            )
         if self.budget is not None and not self.budget.allows(report.failed, max(report.planned, 1000)):
             report.interrupted = "failure budget"
             raise BudgetExceeded(f"{report.failed} of {report.planned} rows failed, the budget is {self.budget}")
@@ -370,7 +394,7 @@ def hash_record(record: Record) -> int:
         value = record[name]
         raw = value.encode() if isinstance(value, str) else np.ascontiguousarray(value).reshape(-1).view(np.uint8)
         digest.update(f"{name} {len(raw)}\n".encode())
-        digest.update(memoryview(raw))
+        digest.update(raw if isinstance(raw, bytes) else raw.data)
     return digest.intdigest() or 1
 
 

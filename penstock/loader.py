@@ -226,7 +226,9 @@ class Loader:
             filler.learn(first.start, int(plan.sampler.rows(first.start, first.start + 1)[0]))
         fixed = [field for field in filler.schema.fields if not field.is_variable]
         usual = self._work.prefetch + 2 + (3 if self._copier else 0)  # one the caller has, one he is letting go
-        pinned = self.pin is True or (self.pin == "auto" and self._work.output == "torch" and _has_cuda())
+        wanted = self.pin is True or (self.pin == "auto" and self._work.output == "torch")
+        pinned = wanted and _has_cuda()
+        _require(pinned or self.pin is not True, "pin", "'auto' or False where there is no CUDA device", self.pin)
         return BufferPool(fixed, plan.local_rows, usual=usual, most=self.max_leased, pinned=pinned)
 
 

@@ -30,7 +30,9 @@ class Progress:
             self._bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._bar:
             self._bar.stop()
 
@@ -54,4 +56,4 @@ class Progress:
             self._last = now
             rate = done / (now - self._started)
             left = f", {(total - done) / rate:.0f} s left" if rate and total else ""
-            print(f"{done} of {total} rows, {rate:.1f}/s {text}{left}", file=sys.stderr, flush=True)
+            sys.stderr.write(f"{done} of {total} rows, {rate:.1f}/s {text}{left}\n")

@@ -28,7 +28,9 @@ def save_report(report: Report, output: Path) -> None:
     (folder / "report.json").write_text(dump_json(report.to_json()) + "\n", encoding="utf-8")
     environment = Environment(loader=PackageLoader("penstock"), autoescape=select_autoescape())
     tiles = _tiles(output)
-    page.write_text(environment.get_template("report.html").render(report=report.to_json(), tiles=tiles), encoding="utf-8")
+    page.write_text(
+        environment.get_template("report.html").render(report=report.to_json(), tiles=tiles), encoding="utf-8"
+    )
 
 
 def _tiles(output: Path) -> list[dict[str, object]]:
@@ -38,7 +40,11 @@ def _tiles(output: Path) -> list[dict[str, object]]:
     except PenstockError:
         return []  # the report says why; a page without pictures is still the page
     chosen = range(len(store)) if rows is None else rows.tolist()
-    spread = sorted({chosen[i * (len(chosen) - 1) // max(1, _SHOWN_ROWS - 1)] for i in range(_SHOWN_ROWS)}) if len(chosen) else []
+    spread = (
+        sorted({chosen[i * (len(chosen) - 1) // max(1, _SHOWN_ROWS - 1)] for i in range(_SHOWN_ROWS)})
+        if len(chosen)
+        else []
+    )
     return [{"key": store.keys[row], "row": row, "pictures": _pictures(store, row)} for row in spread]
 
 
@@ -47,7 +53,12 @@ def _pictures(store: Store, row: int) -> list[dict[str, str]]:
     found = []
     picture = _picture(record)
     if picture is not None:
-        found.append({"name": "image, boxes, masks", "uri": _uri(_overlay(picture, record, str(store.attributes.get("bbox_format"))))})
+        found.append(
+            {
+                "name": "image, boxes, masks",
+                "uri": _uri(_overlay(picture, record, str(store.attributes.get("bbox_format")))),
+            }
+        )
     for name, field in store.schema.items():
         value = record[name]
         if isinstance(value, str):
@@ -91,7 +102,11 @@ def _components(features: np.ndarray) -> Image.Image:
     parts = (vectors.T @ centred).reshape(-1, *features.shape[1:])
     low, high = parts.min((1, 2), keepdims=True), parts.max((1, 2), keepdims=True)
     scaled = (255 * (parts - low) / np.maximum(high - low, 1e-12)).astype(np.uint8)
-    padded = np.concatenate([scaled, np.zeros((3 - len(scaled), *scaled.shape[1:]), np.uint8)]) if len(scaled) < 3 else scaled
+    padded = (
+        np.concatenate([scaled, np.zeros((3 - len(scaled), *scaled.shape[1:]), np.uint8)])
+        if len(scaled) < 3
+        else scaled
+    )
     return Image.fromarray(np.ascontiguousarray(padded.transpose(1, 2, 0)))
 
 
@@ -102,5 +117,7 @@ def _gray(values: np.ndarray) -> Image.Image:
 
 def _uri(image: Image.Image) -> str:
     target = io.BytesIO()
-    image.resize((_TILE, _TILE), Image.Resampling.NEAREST if min(image.size) < _TILE else Image.Resampling.BILINEAR).save(target, "PNG")
+    image.resize(
+        (_TILE, _TILE), Image.Resampling.NEAREST if min(image.size) < _TILE else Image.Resampling.BILINEAR
+    ).save(target, "PNG")
     return "data:image/png;base64," + base64.b64encode(target.getvalue()).decode()

@@ -46,13 +46,16 @@ class Field:
         else:
             dtype = _numpy_dtype(self.name, self.dtype)
             object.__setattr__(self, "dtype", dtype.name)
-        bad = [n for n in self.shape[1:] if n is None] or [n for n in self.shape if n is not None and n < 0]
-        if bad:
-            raise SchemaError(f"field {self.name}: shape {self.shape}: only the first dimension may vary, none is negative")
+        if None in self.shape[1:] or any(size < 0 for size in self.item_shape):
+            raise SchemaError(
+                f"field {self.name}: shape {self.shape}: only the first dimension may vary, none is negative"
+            )
         if not self.file:
             object.__setattr__(self, "file", self.name)
         if self.is_variable and self.file != self.name:
-            raise SchemaError(f"field {self.name}: a field of variable length has files of its own, got file={self.file!r}")
+            raise SchemaError(
+                f"field {self.name}: a field of variable length has files of its own, got file={self.file!r}"
+            )
 
     @property
     def is_text(self) -> bool:

@@ -77,8 +77,15 @@ class Problem:
 class Offers(Protocol):
     """What a job works on: candidates in input order, and random access to those that carry an index."""
 
-    schema: Schema
-    problems: list[Problem]
+    @property
+    def schema(self) -> Schema:
+        """The fields of the records offered."""
+        ...
+
+    @property
+    def problems(self) -> list[Problem]:
+        """Faults of whole input files met so far."""
+        ...
 
     def candidates(self) -> Iterator[Candidate]:
         """The rows offered, in input order. May be iterated once if the input is a pipe."""
@@ -113,7 +120,7 @@ class Subset:
     def __init__(self, source: Source, rows: Sequence[int] | np.ndarray) -> None:
         self.source = source
         self.rows = np.asarray(rows, np.int64)
-        if len(self.rows) and not (0 <= self.rows.min() and self.rows.max() < len(source)):
+        if len(self.rows) and not (self.rows.min() >= 0 and self.rows.max() < len(source)):
             found = f"{self.rows.min()}..{self.rows.max()}"
             raise UsageError(f"Subset: rows must lie in 0..{len(source) - 1}, got {found}")
         self.schema = source.schema

@@ -484,6 +484,14 @@ def test_copies_do_not_hold_buffers():
     assert loader.report()["buffers"] <= 5
 
 
+def test_pinned_memory_without_a_gpu_is_refused():
+    torch = pytest.importorskip("torch")
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device")
+    with pytest.raises(UsageError, match="pin"):
+        iter(Loader(ArraySource(60), batch_size=6, pin=True))
+
+
 def test_max_leased_below_what_prefetch_needs_is_refused():
     with pytest.raises(UsageError, match="max_leased"):
         iter(Loader(ArraySource(60), batch_size=6, prefetch=4, max_leased=4))
@@ -743,6 +751,9 @@ def test_when_no_substitute_is_good_the_error_is_raised():
     loader = Loader(FaultySource(10, bad=range(10)), batch_size=2, errors="substitute", max_failures=1000)
     with pytest.raises(BadData, match="rotten"):
         list(loader)
+    with pytest.raises(BadData, match="rotten") as caught:
+        list(Loader(FaultySource(10, bad=range(10)), batch_size=2, errors="substitute", transform=dict))
+    assert "row" in caught.value.__notes__[0]
     assert loader.report()["failed"] == {"BadData": 9}  # the first row, and eight in its place
 
 
@@ -838,6 +849,7 @@ def test_the_report_counts_what_was_taken():
         ({"pin": "yes"}, "pin"),
         ({"max_failures": "many"}, "max_failures"),
         ({"max_failures": "101%"}, "max_failures"),
+        ({"max_failures": -1}, "max_failures"),
         ({"sampler": Epochs(39)}, "sampler"),
     ],
 )

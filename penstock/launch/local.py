@@ -56,13 +56,16 @@ class Local:
         """See `penstock.jobs.Launcher`."""
         context = multiprocessing.get_context("spawn")
         pool = ProcessPool(
-            max_workers=self.workers, context=context, initializer=_initialize, initargs=(pickle.dumps(work), os.getpid())
+            max_workers=self.workers,
+            context=context,
+            initializer=_initialize,
+            initargs=(pickle.dumps(work), os.getpid()),
         )
         try:
             yield from self._drive(pool, batches)
-            pool.close()
+            pool.close()  # type: ignore[no-untyped-call]  # pebble types its methods in part
         finally:
-            pool.stop()
+            pool.stop()  # type: ignore[no-untyped-call]
             pool.join()
 
     def _drive(self, pool: ProcessPool, batches: Iterator[Batch | None]) -> Iterator[tuple[Batch, Results]]:

@@ -43,7 +43,9 @@ class Claim:
         give_up = time.monotonic() + wait_s
         while not (self._take_file() if self.shared else self._take_lock()):
             if time.monotonic() >= give_up:
-                raise PartClaimed(f"{self.path.parent} is being written by {_holder(self.path)}; wait for it, or stop it")
+                raise PartClaimed(
+                    f"{self.path.parent} is being written by {_holder(self.path)}; wait for it, or stop it"
+                )
             time.sleep(0.05)
 
     def check(self) -> None:
@@ -53,7 +55,9 @@ class Claim:
             PartClaimed: another host took it over because our heartbeat stood still.
         """
         if self.shared and (not self.path.exists() or self.path.read_bytes() != self._token):
-            raise PartClaimed(f"{self.path.parent}: this driver was fenced off by {_holder(self.path)}: its heartbeat had stopped")
+            raise PartClaimed(
+                f"{self.path.parent}: this driver was fenced off by {_holder(self.path)}: its heartbeat had stopped"
+            )
 
     def release(self) -> None:
         """Gives the claim back. Safe to call twice."""

@@ -12,7 +12,6 @@ from penstock.errors import OutputRefused
 from penstock.store.rows import DONE, FAILED, Ledger
 from penstock.store.write import Ticket, Written
 
-
 _OURS = ("_plan", "store.json.new")
 """What a driver that was killed before its first manifest may leave."""
 
@@ -79,7 +78,9 @@ def refuse_foreign(path: Path) -> None:
     entries = sorted(entry.name for entry in path.iterdir()) if path.exists() else []
     held = [name for name in entries if name not in _OURS][:3]
     if held:
-        raise OutputRefused(f"{path}: holds {', '.join(held)}; expected a penstock store or an empty folder; nothing was touched")
+        raise OutputRefused(
+            f"{path}: holds {', '.join(held)}; expected a penstock store or an empty folder; nothing was touched"
+        )
 
 
 def origin_hash(origin: str) -> int:

@@ -130,7 +130,9 @@ def _named(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in _FULL:
-            message = f"{path}: no room left ({os.strerror(error.errno or 0)}); committed rows are kept, free some space"
+            message = (
+                f"{path}: no room left ({os.strerror(error.errno or 0)}); committed rows are kept, free some space"
+            )
             raise OutputFull(error.errno, message) from error
         error.filename = error.filename or str(path)
         raise

@@ -1,5 +1,6 @@
 """Keys of a part: `keys.txt`, one id per line, and `keys.idx`, which finds a line by number or by id without reading all."""
 
+import itertools
 import mmap
 from collections.abc import Sequence
 from pathlib import Path
@@ -61,7 +62,8 @@ class Keys(Sequence[str]):
         places = np.searchsorted(hashes, wanted)
         found = {}
         inside = places < len(table)
-        for number in np.flatnonzero(inside & (hashes[np.minimum(places, len(table) - 1)] == wanted)):
+        hits = np.flatnonzero(inside & (hashes[np.minimum(places, len(table) - 1)] == wanted))
+        for number in hits.tolist():
             place = int(places[number])
             while place < len(table) and hashes[place] == wanted[number]:
                 row = int(table["row"][place])
@@ -110,7 +112,7 @@ def _index(text: bytes | mmap.mmap, rows: int, path: Path) -> tuple[np.ndarray, 
     table = np.empty(rows, _HASH_DTYPE)
     view = memoryview(text)
     starts = offsets.tolist()
-    table["hash"] = [xxhash.xxh3_64_intdigest(view[a : b - 1]) for a, b in zip(starts[:-1], starts[1:], strict=True)]
+    table["hash"] = [xxhash.xxh3_64_intdigest(view[a : b - 1]) for a, b in itertools.pairwise(starts)]
     table["row"] = np.arange(rows)
     view.release()
     return offsets, np.sort(table, order=["hash", "row"])

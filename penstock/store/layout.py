@@ -98,7 +98,9 @@ class Layout:
         records = tuple(_aligned(name, group) for name, group in groups.items())
         blobs = tuple(BlobFile(field) for field in schema.fields if field.is_variable)
         if len(records) + len(blobs) > MAX_FILES:
-            raise SchemaError(f"{len(records) + len(blobs)} files, at most {MAX_FILES}: put small fields into one `file`")
+            raise SchemaError(
+                f"{len(records) + len(blobs)} files, at most {MAX_FILES}: put small fields into one `file`"
+            )
         return cls(records, blobs)
 
     @cached_property

@@ -104,18 +104,32 @@ class Manifest:
                 return replace(self, parts=tuple(parts))
         return replace(self, parts=(*parts, entry))
 
-    def check_identity(self, folder: Path, identity: Mapping[str, object]) -> None:
-        """Compares the recipe of a run with the store's.
+    def check_identity(self, folder: Path, identity: Mapping[str, object], schema: Schema) -> None:
+        """Compares the recipe and the schema of a run with the store's.
 
         Raises:
             RecipeMismatch: they differ; the message names each difference.
         """
+        changed = [name for name in (*self.schema, *schema) if self.schema.get(name) != schema.get(name)]
+        if changed:
+            lines = [
+                f"{name}: store {self.schema.get(name)}, now {schema.get(name)}" for name in dict.fromkeys(changed)
+            ]
+            raise RecipeMismatch(
+                f"{folder} has another schema; use it, or another output folder:\n  " + "\n  ".join(lines)
+            )
         ours = json.loads(json.dumps(identity))
         if digest_identity(ours) == digest_identity(self.identity):
             return
         names = sorted(set(ours) | set(self.identity))
-        lines = [f"{n}: store {self.identity.get(n)!r}, now {ours.get(n)!r}" for n in names if self.identity.get(n) != ours.get(n)]
-        raise RecipeMismatch(f"{folder} was made with another recipe; use it, or another output folder:\n  " + "\n  ".join(lines))
+        lines = [
+            f"{n}: store {self.identity.get(n)!r}, now {ours.get(n)!r}"
+            for n in names
+            if self.identity.get(n) != ours.get(n)
+        ]
+        raise RecipeMismatch(
+            f"{folder} was made with another recipe; use it, or another output folder:\n  " + "\n  ".join(lines)
+        )
 
 
 def digest_identity(identity: Mapping[str, object]) -> str:
@@ -128,7 +142,9 @@ def _check_format(path: Path, content: object) -> None:
         raise StoreCorrupt(f"{path}: expected the manifest of a penstock store")
     version = content.get("version")
     if not isinstance(version, int) or version > FORMAT_VERSION:
-        raise StoreUnsupported(f"{path}: format version {version!r}, this penstock reads up to {FORMAT_VERSION}; upgrade it")
+        raise StoreUnsupported(
+            f"{path}: format version {version!r}, this penstock reads up to {FORMAT_VERSION}; upgrade it"
+        )
     unknown = sorted(set(content.get("features", {}).get("incompat", [])) - KNOWN_INCOMPAT)
     if unknown:
         raise StoreUnsupported(f"{path}: needs the features {', '.join(unknown)}, unknown to this penstock; upgrade it")

@@ -57,7 +57,9 @@ class Part:
                 continue
             record = next((file.record_bytes for file in self.layout.records if file.name == path.name), 0)
             row = f"; row {max(found, 0) // record} is not whole" if record and found < expected else ""
-            raise StoreCorrupt(f"{path}: expected {expected} bytes, found {found}{row}; run penstock verify {self.folder.parent}")
+            raise StoreCorrupt(
+                f"{path}: expected {expected} bytes, found {found}{row}; run penstock verify {self.folder.parent}"
+            )
 
     def record(self, row: int, names: Sequence[str] | None = None) -> Record:
         """The record as read-only views into the maps; str for text fields.
@@ -148,7 +150,9 @@ class Part:
             return
         # Rows as opaque bytes: one memcpy a row. mode="raise" would copy the output twice; the rows were checked before.
         kind = f"V{file.record_bytes}"
-        np.take(self._array(file), rows, axis=0, out=out.reshape(len(rows), -1).view(kind).reshape(len(rows)), mode="clip")
+        np.take(
+            self._array(file), rows, axis=0, out=out.reshape(len(rows), -1).view(kind).reshape(len(rows)), mode="clip"
+        )
 
     def _copy_rows(self, file: RecordFile, slot: Slot, rows: np.ndarray, out: np.ndarray) -> None:
         view = np.ndarray(
@@ -168,7 +172,7 @@ class Part:
             direct_here = direct and slot.field.item_bytes >= _SMALL_RECORD
             descriptor = self._descriptor(file.name, direct=direct_here)
             for number, row in enumerate(rows.tolist()):
-                target = memoryview(out[slot.field.name][number : number + 1]).cast("B")
+                target = out[slot.field.name][number : number + 1].data.cast("B")
                 start = row * file.record_bytes + slot.offset
                 done = read_direct(descriptor, target, start) if direct_here else _read_full(descriptor, target, start)
                 if done != len(target):
@@ -186,7 +190,9 @@ class Part:
         return found
 
     def _blob_value(self, blob: BlobFile, row: int) -> Value:
-        index = np.ndarray((), IDX_DTYPE, self._map(blob.name if self.sealed else blob.open_name), row * IDX_DTYPE.itemsize)
+        index = np.ndarray(
+            (), IDX_DTYPE, self._map(blob.name if self.sealed else blob.open_name), row * IDX_DTYPE.itemsize
+        )
         segment, offset, length = (int(index[name]) for name in ("segment", "offset", "length"))
         field = blob.field
         if not length:

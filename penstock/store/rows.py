@@ -39,7 +39,7 @@ def rows_dtype(num_files: int) -> np.dtype:
 def stamp(records: np.ndarray) -> np.ndarray:
     """Fills in the `check` of each record, in place, and gives the array back."""
     raw = records.view(np.uint8).reshape(len(records), -1)
-    records["check"] = [xxhash.xxh3_64_intdigest(row[:-8]) for row in raw]
+    records["check"] = [xxhash.xxh3_64_intdigest(row[:-8].data) for row in raw]
     return records
 
 
@@ -65,7 +65,9 @@ class Ledger:
             raw = os.pread(file.fileno(), (stop - start) * size, start * size)
         if len(raw) != (stop - start) * size:
             expected = f"{stop * size} bytes for {stop} rows"
-            raise StoreCorrupt(f"{self.rows_path}: expected {expected}, found {start * size + len(raw)}; run penstock verify")
+            raise StoreCorrupt(
+                f"{self.rows_path}: expected {expected}, found {start * size + len(raw)}; run penstock verify"
+            )
         records = np.frombuffer(raw, self.dtype).copy()
         view = memoryview(raw)
         for index in np.flatnonzero(records["state"]):
@@ -86,7 +88,7 @@ class Ledger:
 
     def write(self, disk: Disk, rows: Sequence[int], records: np.ndarray) -> None:
         """Writes one record per row; does not flush."""
-        raw = memoryview(stamp(records).view(np.uint8)).cast("B")
+        raw = stamp(records).view(np.uint8).data.cast("B")
         size = self.dtype.itemsize
         for number, row in enumerate(rows):
             disk.write(self.rows_path, raw[number * size : (number + 1) * size], row * size)

@@ -95,7 +95,10 @@ def _join(disk: Disk, folder: Path, blob: BlobFile, records: np.ndarray, number:
     index = np.fromfile(folder / blob.open_name, IDX_DTYPE)
     target, fresh = folder / blob.blob, np.zeros(len(records), IDX_DTYPE)
     disk.resize(target, 0)
-    segments = {int(n): (folder / blob.segment(int(n))).open("rb") for n in np.unique(index["segment"][records["state"] == DONE])}
+    segments = {
+        int(n): (folder / blob.segment(int(n))).open("rb")
+        for n in np.unique(index["segment"][records["state"] == DONE])
+    }
     end = 0
     gathered: list[bytes] = []
     waiting = 0
@@ -104,7 +107,9 @@ def _join(disk: Disk, folder: Path, blob: BlobFile, records: np.ndarray, number:
         content = os.pread(segments[segment].fileno(), length, offset)
         if xxhash.xxh3_64_intdigest(content) != records["sums"][row][number]:
             where = f"{folder / blob.segment(segment)}: row {row}, byte {offset}"
-            raise StoreCorrupt(f"{where}: {len(content)} of {length} bytes found, and their checksum is wrong; the disk lost them")
+            raise StoreCorrupt(
+                f"{where}: {len(content)} of {length} bytes found, and their checksum is wrong; the disk lost them"
+            )
         fresh[row] = (0, end + waiting, length)
         gathered.append(content)
         waiting += length

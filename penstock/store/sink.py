@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -86,7 +86,9 @@ class StoreSink:
 
     # Planning
 
-    def admit(self, candidates: Sequence[Candidate], *, retry_failed: bool = False, grow: bool = False) -> list[Admission]:
+    def admit(
+        self, candidates: Sequence[Candidate], *, retry_failed: bool = False, grow: bool = False
+    ) -> list[Admission]:
         """Finds or plans the row of each candidate, in order.
 
         Args:
@@ -189,10 +191,12 @@ class StoreSink:
         """Folders of parts that another driver was seen to hold."""
         return frozenset(self._held)
 
-    def _open(self, identity: Mapping[str, object], attributes: Mapping[str, object], provenance: Mapping[str, object]) -> Manifest:
+    def _open(
+        self, identity: Mapping[str, object], attributes: Mapping[str, object], provenance: Mapping[str, object]
+    ) -> Manifest:
         if (self.path / NAME).exists():
             manifest = Manifest.load(self.path)
-            manifest.check_identity(self.path, identity)
+            manifest.check_identity(self.path, identity, self.schema)
             for entry in manifest.parts:
                 if entry.sealed and not entry.draft:
                     _remove_leftovers(self.disk, self.path, entry, self.layout)
@@ -281,7 +285,9 @@ class StoreSink:
             claim.release()
         part = self._claimed(entry.name)
         if part is None:
-            raise PartClaimed(f"{self.path / entry.name}: taken by another driver right after it was planned; run again")
+            raise PartClaimed(
+                f"{self.path / entry.name}: taken by another driver right after it was planned; run again"
+            )
         return part
 
     def _settled_growing_part(self) -> OpenPart | None:
@@ -303,7 +309,10 @@ class StoreSink:
         self.disk.remove(folder)  # left by a driver that was killed before it reached the manifest
         self.disk.make_directory(folder)
         ledger = Ledger(folder, len(self.layout.file_names))
-        sizes = self.layout.open_sizes(entry.rows) | {ledger.rows_path.name: entry.rows * ledger.dtype.itemsize, KEYS: len(keys)}
+        sizes = self.layout.open_sizes(entry.rows) | {
+            ledger.rows_path.name: entry.rows * ledger.dtype.itemsize,
+            KEYS: len(keys),
+        }
         for name, size in sizes.items():
             self.disk.resize(folder / name, size)
         self.disk.write(folder / KEYS, keys, 0)
@@ -322,9 +331,7 @@ class StoreSink:
     def _ledger(self, name: str) -> Ledger:
         return Ledger(self.path / (self._entry(name).draft or name), len(self.layout.file_names))
 
-    def _verdict(
-        self, candidate: Candidate, name: str, row: int, record: np.ndarray, retry_failed: bool
-    ) -> Admission:
+    def _verdict(self, candidate: Candidate, name: str, row: int, record: np.ndarray, retry_failed: bool) -> Admission:
         folder = self.path / (self._entry(name).draft or name)
         state, same = int(record["state"]), int(record["cheap"]) == candidate.cheap
         if state and same and not (state == FAILED and retry_failed):

@@ -5,10 +5,9 @@ from pathlib import Path
 from penstock.store.keys import Keys
 from penstock.store.layout import Layout
 from penstock.store.manifest import NAME, Manifest
-from penstock.store.rows import KEYS, ROWS, Ledger
+from penstock.store.rows import DONE, KEYS, ROWS, Ledger
 from penstock.store.store import committed_rows
 from penstock.store.v1 import CONFIG, SIDE, V1_LAYOUT, open_v1
-from penstock.store.rows import DONE
 
 
 def known_rows(path: Path) -> dict[str, tuple[int, int]]:
@@ -20,7 +19,10 @@ def known_rows(path: Path) -> dict[str, tuple[int, int]]:
         records = Ledger(side, len(V1_LAYOUT.file_names))
         states = records.read(0, len(records))
         keys = (side / KEYS).read_bytes().decode(errors="replace").split("\n")[: len(states)]
-        return {key: (int(state), int(cheap)) for key, state, cheap in zip(keys, states["state"], states["cheap"], strict=False)}
+        return {
+            key: (int(state), int(cheap))
+            for key, state, cheap in zip(keys, states["state"], states["cheap"], strict=False)
+        }
     if (path / CONFIG).exists():
         store = open_v1(path)
         return {store.keys[row]: (DONE, 0) for row in range(len(store))}
@@ -35,6 +37,8 @@ def _of_store(path: Path) -> dict[str, tuple[int, int]]:
         rows = committed_rows(path / entry.name, entry, layout) if entry.growing else entry.rows
         keys = Keys(path / entry.name, rows, sealed=entry.sealed)
         for start, records in Ledger(path / entry.name, len(layout.file_names)).chunks(rows):
-            for number, (state, cheap) in enumerate(zip(records["state"].tolist(), records["cheap"].tolist(), strict=True)):
+            for number, (state, cheap) in enumerate(
+                zip(records["state"].tolist(), records["cheap"].tolist(), strict=True)
+            ):
                 known[keys[start + number]] = (state, cheap)
     return known

@@ -59,7 +59,9 @@ class Store:
     def __getitems__(self, indices: Sequence[int]) -> list[Record]:
         """Writable copies of several records, read as one batch; torch's DataLoader fetches this way."""
         rows = np.array([check_index(index, len(self)) for index in indices], np.int64)
-        out = {name: np.empty((len(rows), *self.schema[name].item_shape), self.schema[name].dtype) for name in self._fixed}
+        out = {
+            name: np.empty((len(rows), *self.schema[name].item_shape), self.schema[name].dtype) for name in self._fixed
+        }
         self.gather(rows, None, out)
         records: list[Record] = [{name: out[name][number] for name in self._fixed} for number in range(len(rows))]
         variable = [name for name in self.schema if name not in out]
@@ -107,6 +109,8 @@ class Store:
         rows = np.asarray(rows, np.int64)
         names = self._fixed if fields is None else list(fields)
         self._check_gather(rows, names, out)
+        if not len(rows):
+            return
         if len(self.parts) == 1:
             self.parts[0].require_done(rows, 0)
             self.parts[0].gather(rows, names, out, io)
@@ -164,7 +168,7 @@ class Store:
         return part, index - (self._ends[number] - part.rows)
 
     def _check_gather(self, rows: np.ndarray, names: Sequence[str], out: Mapping[str, np.ndarray]) -> None:
-        if len(rows) and not (0 <= rows.min() and rows.max() < len(self)):
+        if len(rows) and not (rows.min() >= 0 and rows.max() < len(self)):
             raise IndexError(f"{self.path}: rows must lie in 0..{len(self) - 1}, got {rows.min()}..{rows.max()}")
         for name in names:
             if name not in self.schema or self.schema[name].is_variable:
@@ -196,7 +200,9 @@ def open_parts(path: Path) -> Store:
     """
     manifest = Manifest.load(path)
     layout = Layout.of(manifest.schema)
-    return Store(path, manifest.schema, [open_part(path, entry, layout) for entry in manifest.parts], manifest.attributes)
+    return Store(
+        path, manifest.schema, [open_part(path, entry, layout) for entry in manifest.parts], manifest.attributes
+    )
 
 
 def open_part(path: Path, entry: PartEntry, layout: Layout) -> Part:

@@ -53,7 +53,9 @@ def open_v1(path: Path, *, exact: bool | None = None) -> Store:
     part = Part(path, V1_LAYOUT, rows, V1Keys(path, rows), sealed=True, whole=True, has_ledger=False)
     # A directory that others wrote must agree with itself exactly: whole records behind the last counted one mean that a
     # writer was killed, and that later appends are shifted. In ours the ledger says what counts.
-    part.check_sizes(V1_LAYOUT.sealed_sizes(rows, {}), exact=not (path / SIDE / ROWS).exists() if exact is None else exact)
+    part.check_sizes(
+        V1_LAYOUT.sealed_sizes(rows, {}), exact=not (path / SIDE / ROWS).exists() if exact is None else exact
+    )
     attributes = {"layout": "v1", "bbox_format": "xywh", "bbox_frame": "original", **config}
     return Store(path, V1_SCHEMA, [part], attributes)
 
@@ -69,7 +71,9 @@ def read_config(path: Path) -> dict[str, object]:
     try:
         config = json.loads(file.read_bytes())
     except FileNotFoundError as error:
-        raise SourceNotFound(f"Config not found at {file}: run penstock convert, or give the folder that holds it") from error
+        raise SourceNotFound(
+            f"Config not found at {file}: run penstock convert, or give the folder that holds it"
+        ) from error
     except ValueError as error:
         raise StoreCorrupt(f"{file}: expected JSON: {error}") from error
     total = config.get("total_samples") if isinstance(config, dict) else None

@@ -15,7 +15,7 @@ from penstock.store.commit import Admission, Commit, failure_line, ledger_record
 from penstock.store.disk import Disk
 from penstock.store.keys import encode_keys, line_ends
 from penstock.store.manifest import Manifest
-from penstock.store.rows import DONE, FAILED, KEYS, ROWS, Ledger, stamp
+from penstock.store.rows import DONE, FAILED, KEYS, Ledger, stamp
 from penstock.store.sink import COMMIT_BYTES
 from penstock.store.v1 import CONFIG, SIDE, V1_LAYOUT, open_v1, read_config, write_config
 from penstock.store.v1_schema import V1_SCHEMA
@@ -66,7 +66,9 @@ class V1Sink:
         """What a worker writes rows with; pickles."""
         return RowWriter(V1_SCHEMA, V1_LAYOUT, self.disk.for_worker())
 
-    def admit(self, candidates: Sequence[Candidate], *, retry_failed: bool = False, grow: bool = False) -> list[Admission]:
+    def admit(
+        self, candidates: Sequence[Candidate], *, retry_failed: bool = False, grow: bool = False
+    ) -> list[Admission]:
         """As `StoreSink.admit`; rows are always added one by one, so `grow` makes no difference."""
         fresh = [candidate.key for candidate in candidates if candidate.key not in self._names]
         text = encode_keys(fresh)
@@ -156,7 +158,7 @@ class V1Sink:
         """Refuses what is not ours to write, before anything is touched."""
         if (self.side / RECIPE).exists():
             known = json.loads((self.side / RECIPE).read_bytes())
-            Manifest(schema=V1_SCHEMA, identity=known).check_identity(self.path, self.identity)
+            Manifest(schema=V1_SCHEMA, identity=known).check_identity(self.path, self.identity, V1_SCHEMA)
         elif (self.path / CONFIG).exists():
             self._refuse_unfit(append)
         elif not self.side.exists():
@@ -245,7 +247,9 @@ class V1Sink:
             size = total * file.record_bytes
             found = path.stat().st_size if path.exists() else -1
             if found < size:
-                raise StoreCorrupt(f"{path}: expected {size} bytes for {total} committed rows, found {found}; run penstock repair")
+                raise StoreCorrupt(
+                    f"{path}: expected {size} bytes for {total} committed rows, found {found}; run penstock repair"
+                )
             if found > size:
                 self.disk.resize(path, size)
                 self.disk.sync(path)

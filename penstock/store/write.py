@@ -1,4 +1,4 @@
-"""RowWriter: what a worker does with a computed record. Tickets and outcomes travel between driver and workers, pixels never."""
+"""RowWriter: what a worker does with a computed record. Tickets and outcomes travel to and fro, pixels never."""
 
 import os
 from collections.abc import Mapping
@@ -70,7 +70,7 @@ class RowWriter:
             sums.append(xxhash.xxh3_64_intdigest(content))
             size += file.record_bytes
         for blob in self.layout.blobs:
-            content = memoryview(arrays[blob.field.name].reshape(-1).view(np.uint8))
+            content = arrays[blob.field.name].reshape(-1).view(np.uint8).data
             files += self._append(folder, blob, position, content)
             sums.append(xxhash.xxh3_64_intdigest(content))
             size += len(content)
@@ -84,12 +84,12 @@ class RowWriter:
 
     def _fixed(self, file: RecordFile, arrays: Mapping[str, np.ndarray]) -> memoryview:
         if file.is_dense:
-            return memoryview(arrays[file.slots[0].field.name].reshape(-1).view(np.uint8))
+            return arrays[file.slots[0].field.name].reshape(-1).view(np.uint8).data
         buffer = self._buffers[file.name]
         for slot in file.slots:
             raw = arrays[slot.field.name].reshape(-1).view(np.uint8)
             buffer[slot.offset : slot.offset + raw.size] = raw
-        return memoryview(buffer)
+        return buffer.data
 
     @cached_property
     def _buffers(self) -> dict[str, np.ndarray]:
