@@ -3,7 +3,7 @@
 import shutil
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,12 @@ class Plan:
     step: str
     timeout_s: float
     quick: bool
-    until: float
-    """time.monotonic() after which no further peer is begun."""
+    until: Mapping[str, float] = field(default_factory=dict)
+    """time.monotonic() after which no further peer is begun (start), repeated (repeat), timed beside a step or cold."""
+
+    def is_late(self, phase: str) -> bool:
+        """Whether the time of a phase is used up."""
+        return time.monotonic() > self.until.get(phase, float("inf"))
 
 
 @dataclass
@@ -94,11 +98,12 @@ class Bench:
 
     def run(self, peers: Sequence[str], groups_of: int) -> dict[str, Row]:
         """Measures the peers in groups, the anchors in every group."""
-        first = [*ANCHORS, *peers]
-        for name in first:
-            self._start(name)
-        for name in ANCHORS:
-            self._write(name)
+        names = [*ANCHORS, *(name for name in peers if name not in ANCHORS)]
+        log = self.folder.parent / "peers.log"
+        for name in names:
+            self.processes[name] = Process(name, self.workload.name, self.pythons.get(name, ""), log)
+        for name in names:
+            self._ask(name)
         others = [name for name in peers if name not in ANCHORS and self.rows[name].is_run]
         folders = sorted({self._folder(name) for name in others}, key=[self._folder(name) for name in others].index)
         for number, start in enumerate(range(0, len(folders), groups_of)):
@@ -111,19 +116,20 @@ class Bench:
 
     def _group(self, number: int, names: list[str]) -> None:
         started = time.monotonic()
-        for name in names:
-            if time.monotonic() > self.plan.until:
+        for name in (*ANCHORS, *names):
+            if self.plan.is_late("start") and name not in ANCHORS:
                 self._fail(name, "the time of --quick was used up")
-            else:
-                self._write(name)
+            self._write(name)
+            self._choose(name)
+        self._clock(started, "written, workers chosen")
         names = [name for name in (*ANCHORS, *names) if self.rows[name].is_run]
         self._warm_up(names)
-        for name in names:
-            self._choose(name)
         for batch in self.plan.batches:
             self._repeat([name for name in names if self.rows[name].is_run], batch, number)
+        self._clock(started, "warm repetitions")
         for name in names:
             self._steps(name)
+        self._clock(started, "beside a step")
         for _ in range(self.plan.cold_repetitions):
             self._cold([name for name in names if self.rows[name].is_run and name not in LIMITS])
         kept = {self._folder(name) for name in ANCHORS}
@@ -132,13 +138,12 @@ class Bench:
                 self.processes.pop(name).end()
         for folder in {self._folder(name) for name in names} - kept:
             shutil.rmtree(folder, ignore_errors=True)
-        self.say(
-            f"workload {self.workload.name}, group {number}: {', '.join(names)}: {time.monotonic() - started:.0f} s"
-        )
+        self._clock(started, f"group {number} done: {', '.join(names)}")
 
-    def _start(self, name: str) -> None:
-        log = self.folder.parent / "peers.log"
-        self.processes[name] = Process(name, self.workload.name, self.pythons.get(name, ""), log)
+    def _clock(self, started: float, what: str) -> None:
+        self.say(f"workload {self.workload.name}, {time.monotonic() - started:.0f} s: {what}")
+
+    def _ask(self, name: str) -> None:
         self.rows[name] = Row(name)
         answer = self.processes[name].call("available", 60)
         row = self.rows[name]
@@ -173,7 +178,7 @@ class Bench:
     def _choose(self, name: str) -> None:
         """Checks the first epoch, then takes the number of workers that gives the most records per second."""
         row = self.rows[name]
-        if row.chosen_by or not self._epoch(name, row.counts[0], verify=self.plan.rows):
+        if row.chosen_by or not row.is_run or not self._epoch(name, row.counts[0], verify=self.plan.rows):
             return
         for count in row.counts:
             row.epochs = 1
@@ -196,6 +201,8 @@ class Bench:
         for name in names:
             self._epoch(name, self.rows[name].best, batch=batch)
         for repetition in range(self.plan.repetitions):
+            if repetition and self.plan.is_late("repeat"):
+                break
             at = repetition * max(1, len(names) // self.plan.repetitions) % max(1, len(names))
             for name in names[at:] + names[:at]:
                 found = self._epoch(name, self.rows[name].best, batch=batch) if self.rows[name].is_run else None
@@ -206,6 +213,8 @@ class Bench:
     def _steps(self, name: str) -> None:
         row = self.rows[name]
         if not row.is_run or name in LIMITS or row.steps or self.workload.name != "A":
+            return
+        if self.plan.is_late("step") and name != "penstock":
             return
         limit = self.plan.step_limit_s * (4 if name == "penstock" else 1)
         epochs = -(-(self.plan.steps + 20) * self.plan.batches[0] // self.plan.rows)
@@ -218,6 +227,8 @@ class Bench:
     def _cold(self, names: list[str]) -> None:
         raw = self._folder("take")
         for name in names:
+            if self.plan.is_late("cold"):
+                return
             row = self.rows[name]
             count = row.counts[-1]
             self.processes[name].call("close", 60)

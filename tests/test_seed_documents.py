@@ -274,7 +274,7 @@ def test_list_covers_the_document_and_invents_nothing(document: str) -> None:
     prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
     known = paths | set().union(*(named[kind] for kind in ("flag", "name", "key")))
     missing = {span for span in re.findall(r"`([^`\n]+)`", prose) if span not in known}
-    missing |= {flag for flag in re.findall(r"(?<![\w-])--[a-z][\w-]*", text)} - named["flag"]
+    missing |= set(re.findall(r"(?<![\w-])--[a-z][\w-]*", text)) - named["flag"]
     missing |= set(re.findall(r"[\w./-]*\w\.(?:py|sh|json|bin|txt|tar|npy|npz|pth|tsv|yaml|md)\b", text)) - paths
     missing |= {name for block in blocks for name in re.findall(r'^\s*"(\w+)":', block, re.MULTILINE)} - named["key"]
     figures = {figure for entry in content.get("figure", []) for figure in entry["texts"]}

@@ -49,7 +49,7 @@ def written(shard: tuple[Path, list[Truth]], tmp_path_factory: pytest.TempPathFa
 
 
 def test_bytes_are_those_of_the_description(shard: tuple[Path, list[Truth]], written: dict[int, Path]) -> None:
-    expected: dict[str, bytes] = {name: b"" for name in FILES}
+    expected: dict[str, bytes] = dict.fromkeys(FILES, b"")
     for truth in shard[1]:
         for name, content in describe(truth).items():
             assert len(content) == FILES[name]
