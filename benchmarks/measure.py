@@ -178,23 +178,26 @@ class Bench:
     def _choose(self, name: str) -> None:
         """Checks the first epoch, then takes the number of workers that gives the most records per second."""
         row = self.rows[name]
-        if row.chosen_by or not row.is_run or not self._epoch(name, row.counts[0], verify=self.plan.rows):
+        if row.chosen_by or not row.is_run:
             return
         for count in row.counts:
             row.epochs = 1
-            found = self._epoch(name, count) and self._epoch(name, count)
+            found = self._epoch(name, count, verify=0 if row.chosen_by else self.plan.rows)
             if not found:
                 return
-            epochs = max(1, min(12, round(self.plan.pass_s / found["seconds"])))
-            if epochs > 1:
-                row.epochs = epochs
-                found = self._epoch(name, count) and self._epoch(name, count)
-            if found:
-                row.chosen_by[count] = found["rows"] / found["seconds"]
+            row.epochs = self._epochs(found["seconds"])
+            if row.epochs > 1:
+                self._epoch(name, count)
+            found = self._epoch(name, count)
+            if not found:
+                return
+            row.chosen_by[count] = found["rows"] / found["seconds"]
         row.best = max(row.chosen_by, key=lambda count: row.chosen_by[count])
-        if row.epochs > 1 or len(row.counts) > 1:
-            seconds = self.plan.rows / row.chosen_by[row.best]
-            row.epochs = max(1, min(12, round(self.plan.pass_s / seconds)))
+        row.epochs = self._epochs(self.plan.rows / row.chosen_by[row.best])
+
+    def _epochs(self, seconds: float) -> int:
+        """Epochs of so many seconds that make a pass long enough."""
+        return max(1, min(12, round(self.plan.pass_s / seconds)))
 
     def _repeat(self, names: list[str], batch: int, group: int) -> None:
         """Every loader and limit once per repetition, each time in another order."""

@@ -116,11 +116,8 @@ def other_table(rows: Rows) -> str:
             step = f"{rate:,.0f}; {best['waited']:.1%} ({count}, {best['steps']:.0f})"
         cold = f"{median(row.cold):,.0f} ({row.cold_workers})" if row.cold else "-"
         share = f"{cold_share(row):.2f}" if row.cold else "-"
-        write = (
-            f"{row.write_rate:,.0f} | {row.write_share:.2f} | {row.disk_bytes / 1e9:.2f}"
-            if row.write_rate
-            else "- | - | -"
-        )
+        found = next((other for other in rows.values() if other.write_rate and _folder(other) == _folder(row)), row)
+        write = f"{found.write_rate:,.0f} | {found.write_share:.2f} | {found.disk_bytes / 1e9:.2f}"
         lines.append(f"| {row.title} | {step} | {cold} | {share} | {write} |")
     return "\n".join(lines)
 
@@ -236,6 +233,10 @@ def _over(rows: Rows, batch: int) -> Callable[[Sequence[str]], float]:
 def _ratios(above: Rates, below: Rates) -> list[float]:
     """Ratios within the same repetitions."""
     return [rate / below[tag] for tag, rate in above.items() if tag in below]
+
+
+def _folder(row: Row) -> str:
+    return "raw" if row.peer in LIMITS else row.folder or row.peer
 
 
 def _peers(rows: Rows) -> list[str]:

@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import report
-from measure import Bench, Plan, Row
+from measure import Bench, Plan, Row, median
 from peers import PEERS
 from probe import probe
 from serve import make
@@ -34,6 +35,7 @@ _QUICK_S = {
 def main() -> int:
     """Measures and prints; exit code 1 if penstock itself could not be measured."""
     arguments = _parser().parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the data are removed
     base = Path(arguments.folder or tempfile.gettempdir())
     folder = Path(tempfile.mkdtemp(prefix="stores-", dir=base))
     facts = report.machine(folder)
@@ -185,7 +187,7 @@ def _print(
         for batch in bench.plan.batches:
             print(f"\nWarm, shuffled batches of {batch}, {bench.plan.repetitions} interleaved repetitions\n")
             print(report.warm_table(rows, workload.wanted_bytes, batch))
-        limit = report.median(bench.disk_write)
+        limit = median(bench.disk_write)
         print(f"\nBeside a step, cold, and writing (disk's write limit {limit:.2f} GB/s, O_DIRECT and fsync)\n")
         print(report.other_table(rows))
     if probes:

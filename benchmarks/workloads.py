@@ -10,7 +10,7 @@ from functools import cached_property
 
 import numpy as np
 
-POOL = 24
+POOL = 8
 Record = dict[str, np.ndarray]
 
 
@@ -149,10 +149,11 @@ def _values(column: Column, rng: np.random.Generator) -> np.ndarray:
 
 def _picture(rng: np.random.Generator, side: int) -> np.ndarray:
     """Smooth colours, edges and sensor noise: a JPEG of quality 95 is about a fifth of it, as of a photograph."""
-    coarse = rng.integers(0, 200, (side // 64, side // 64, 3)).astype(np.float32)
-    fine = rng.integers(0, 40, (side // 8, side // 8, 3)).astype(np.float32)
-    picture = np.kron(coarse, np.ones((64, 64, 1), np.float32)) + np.kron(fine, np.ones((8, 8, 1), np.float32))
-    return np.clip(picture + rng.normal(0, 4, picture.shape), 0, 255).astype(np.uint8)
+    picture = rng.integers(0, 26, (side, side, 3), np.uint8)
+    for block, brightest in ((64, 180), (8, 40)):
+        blocks = rng.integers(0, brightest, (side // block, side // block, 3), np.uint8)
+        picture += blocks.repeat(block, 0).repeat(block, 1)
+    return picture
 
 
 _MAPS = tuple(

@@ -1,4 +1,4 @@
-"""verify: reads a store, or a v1 directory, and says what is wrong with it, what is suspicious, and what is worth knowing."""
+"""verify: says what is wrong with a store or a v1 directory, what is suspicious, and what is worth knowing."""
 
 import json
 from collections.abc import Callable
@@ -178,7 +178,7 @@ def _check_store(path: Path, book: Book, full: bool, on_progress: Progress) -> i
 
 
 def columns_of(path: Path, entry: PartEntry, layout: Layout, rows: int, first: int = 0, *, folder: str = "") -> Columns:
-    """What a scan reads of one part; `folder` is another folder than the entry's, a draft, in the form of an open part."""
+    """What a scan reads of one part; `folder` names its draft, where that is to be read."""
     name = folder or entry.name
     ledger = Ledger(path / name, len(layout.file_names))
 
@@ -278,7 +278,8 @@ def _check_states(entry: PartEntry, ledger: Ledger, states: np.ndarray, lines: L
         book.faults.append(Finding(code="ledger-state", where=where, message=text, rows=len(strange)))
     counts = {"done": int((states == DONE).sum()), "failed": int((states == FAILED).sum())}
     if entry.sealed and counts != {"done": entry.done, "failed": entry.failed}:
-        text = f"{where}: expected {entry.done:,} done and {entry.failed:,} failed rows, found {counts['done']:,} and {counts['failed']:,}"
+        pair = f"{counts['done']:,} and {counts['failed']:,}"
+        text = f"{where}: expected {entry.done:,} done and {entry.failed:,} failed rows, found {pair}"
         book.faults.append(Finding(code="ledger-count", where=where, message=text))
     missing = len(states) - counts["done"] - counts["failed"]
     for code, count in (("failed", counts["failed"]), ("missing", missing)):

@@ -1,4 +1,4 @@
-"""What boxes, masks and picture sizes say about each other: which box convention holds, whether masks are there and fit."""
+"""What boxes, masks and picture sizes say about each other: the box convention, and whether masks are there and fit."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -70,11 +70,12 @@ class BoxEvidence:
             self._add_masks(together, readings, sizes_hw, (rows, first_row))
 
     def _add_masks(
-        self, together: Owned, readings: Mapping[str, np.ndarray], sizes_hw: np.ndarray, rows: np.ndarray
+        self, together: Owned, readings: Mapping[str, np.ndarray], sizes_hw: np.ndarray, owners: tuple[np.ndarray, int]
     ) -> None:
-        masks, _ = _objects(together, "masks")
-        if len(masks) != len(rows):
+        masks, mask_rows = _objects(together, "masks")
+        if not np.array_equal(mask_rows, owners[0]):
             return  # another count of masks than of boxes is a fault of its own
+        rows = mask_rows + owners[1]
         tight, has_any = tight_boxes(masks)
         self.masks += len(masks)
         self.empty += self._note("empty", ~has_any, rows)
@@ -129,32 +130,31 @@ class BoxEvidence:
         convention: Convention = "xyxy" if marker == "xyxy" else "xywh" if marker == "xywh" else ""
         doubt = self.contradicts(convention)
         if doubt:
-            text = f"bboxes: marked {convention.upper()} (no marker means XYWH), but {doubt}: probably the other convention"
+            text = f"bboxes: marked {convention.upper()} (no marker: XYWH), but {doubt}: probably the other convention"
             misfits = self.measured - self.fits[convention]
             first = self.first.get("unordered" if convention == "xyxy" else "outside-xywh", -1)
             doubts.append(("box-convention", "bboxes", text, misfits, first))
         if self.empty:
-            share = f"{self.empty:,} of {self.masks:,} boxes ({self.empty / self.masks:.0%}) have a mask that is all zero"
+            share = f"{self.empty:,} of {self.masks:,} boxes ({self.empty / self.masks:.0%}) have an all-zero mask"
             text = f"masks: {share}; penstock repair --tar-path rebuilds masks from the TARs"
             doubts.append(("empty-mask", "masks", text, self.empty, self.first["empty"]))
         if convention and 2 * self.disagrees[convention] > self.compared > 0:
             count = self.disagrees[convention]
-            text = f"masks: {count:,} of {self.compared:,} masks lie elsewhere than their boxes (overlap below {DISAGREE})"
+            text = f"masks: {count:,} of {self.compared:,} masks lie elsewhere than their boxes (IoU below {DISAGREE})"
             doubts.append(("mask-box", "masks", text, count, self.first[f"disagrees-{convention}"]))
         return faults, doubts
 
 
 def ordered(boxes_xyxy: np.ndarray) -> np.ndarray:
     """(n,) bool: which of (n, 4) XYXY boxes have a positive width and height; NaN is not."""
-    found: np.ndarray = (boxes_xyxy[:, 2:] > boxes_xyxy[:, :2]).all(axis=1)
-    return found
+    return np.asarray((boxes_xyxy[:, 2:] > boxes_xyxy[:, :2]).all(axis=1))
 
 
 def inside(boxes_xyxy: np.ndarray, sizes_hw: np.ndarray) -> np.ndarray:
     """(n,) bool: which of (n, 4) XYXY boxes lie in pictures of (n, 2) height and width, but for `EDGE_PX`."""
     low = (boxes_xyxy[:, :2] >= -EDGE_PX).all(axis=1)
-    high: np.ndarray = (boxes_xyxy[:, 2:] <= sizes_hw[:, ::-1] + EDGE_PX).all(axis=1)
-    return low & high
+    high = (boxes_xyxy[:, 2:] <= sizes_hw[:, ::-1] + EDGE_PX).all(axis=1)
+    return np.asarray(low & high)
 
 
 def tight_boxes(masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -17,7 +17,7 @@ RECIPE = "recipe.json"
 
 
 class Lines(Sequence[str]):
-    """The lines of a keys.txt, whatever is in it; none where there is no file. A last line without its end is no line."""
+    """The lines of a keys.txt, whatever is in it; none without the file. A last line without its end is no line."""
 
     def __init__(self, path: Path) -> None:
         self.exists = path.exists()
@@ -113,7 +113,7 @@ def expected_index(lines: Lines) -> bytes:
 
 
 def damaged_records(ledger: Ledger, rows: int) -> np.ndarray:
-    """Rows whose record in `_rows.bin` is not blank, and yet wrong: its check does not fit, or its state says nothing."""
+    """Rows whose record in `_rows.bin` is not blank, and yet wrong: its check does not fit, or it has no state."""
     bad = [np.zeros(0, np.int64)]
     size = ledger.dtype.itemsize
     for start, records in ledger.chunks(rows):

@@ -1,4 +1,4 @@
-"""The files of a v1 directory against its config.json; where a killed writer tore them, and how many rows are still right."""
+"""The files of a v1 directory against its config.json; where a writer was killed, and how many rows are still right."""
 
 import json
 import os
@@ -36,9 +36,12 @@ def v1_config(path: Path, faults: list[Finding]) -> dict[str, object]:
         faults.append(Finding(code="config", where=CONFIG, message=text))
         config.pop("total_samples", None)
     sizes = config.get("sample_sizes", {})
-    expected = {f"{name.removesuffix('.bin')}_bytes".replace("images", "image"): f.record_bytes for name, f in FILES.items()}
     found = sizes if isinstance(sizes, dict) else {}
-    wrong = {f"sample_sizes.{name}": (size, found[name]) for name, size in expected.items() if found.get(name, size) != size}
+    wrong = {}
+    for file in FILES.values():
+        name = f"{file.name.removesuffix('.bin')}_bytes".replace("images", "image")
+        if found.get(name, file.record_bytes) != file.record_bytes:
+            wrong[f"sample_sizes.{name}"] = file.record_bytes, found[name]
     for name, side in (("image_size", IMAGE_SIZE), ("mask_size", MASK_SIZE)):
         if config.get(name, side) != side:
             wrong[name] = side, config[name]
@@ -128,7 +131,7 @@ def first_misaligned(path: Path, name: str) -> int | None:
 
 
 def change_point(before: np.ndarray, after: np.ndarray) -> int | None:
-    """Where rows of one sort give way to rows of the other, with the fewest rows on the wrong side; None if they do not.
+    """Where rows of one sort give way to the other, with the fewest rows on the wrong side; None if they do not.
 
     Args:
         before: (n,) bool, rows that say that the change is behind them.
@@ -161,17 +164,15 @@ def _sums_fit(raw: bytes) -> bool:
 def _judge_edges(straight: bytes, shifted: bytes) -> int:
     """As `_judge_weights`: edges of 64 x 64 must lie where the record's edges of 256 x 256 are."""
     here, there = (_edges_fit(raw) for raw in (straight, shifted))
-    if here is None or there is None or abs(there - here) < _EDGE_MARGIN:
-        return 0
-    return 1 if there > here else -1
+    return 0 if abs(there - here) < _EDGE_MARGIN else 1 if there > here else -1
 
 
-def _edges_fit(raw: bytes) -> float | None:
-    """Share of the 64 x 64 edges that have a 256 x 256 one in their cell or beside it; None where there are too few."""
+def _edges_fit(raw: bytes) -> float:
+    """Share of the 64 x 64 edges that have a 256 x 256 one in their cell or beside it; 0.5 where there are too few."""
     record = np.frombuffer(raw, FILES["edge_maps.bin"].dtype)[0]
     coarse = record["edge_64x64"] != 0
     if coarse.sum() < _MIN_EDGES or record["edge_64x64"].max() > 1:
-        return None
+        return 0.5
     near = np.pad(record["edge_256x256"].reshape(64, 4, 64, 4).any(axis=(1, 3)), 1)
     cells = [near[y : y + 64, x : x + 64] for y in range(3) for x in range(3)]
     return float(np.logical_or.reduce(cells)[coarse].mean())
@@ -201,7 +202,8 @@ def rows_still_right(path: Path, total: int, num_keys: int, on_row: Callable[[in
     if tears:
         tear = min(tears.values())
         appended = max(max(whole.values()), num_keys) - (tear + 1)
-        at_tear = {stem: min(count - appended, tear) if stem in tears else count - appended for stem, count in whole.items()}
+        at_tear = {stem: count - appended for stem, count in whole.items()}
+        at_tear |= {stem: min(at_tear[stem], tear) for stem in tears}
         name = min(at_tear, key=lambda stem: at_tear[stem])
         rows = max(0, at_tear[name])
         why = f"records were appended behind the torn record {tear}, at which {name} had {rows:,} whole ones"

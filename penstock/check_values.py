@@ -80,7 +80,7 @@ class Columns:
     label: str = ""
     """Before file names in messages: "part-00000/"."""
     ledger: Callable[[int, int], tuple[np.ndarray, np.ndarray | None]]
-    """For rows start..stop-1: (n,) bool, which are done, and (n, files) uint64 checksums, or None where there are none."""
+    """For rows start..stop-1: (n,) bool, which are done, and (n, files) uint64 checksums or None."""
 
 
 @dataclass(kw_only=True)
@@ -130,7 +130,7 @@ class _Files:
         buffer = self._buffers.get(file.name)
         if buffer is None or buffer.size < size:
             buffer = self._buffers[file.name] = np.empty(size, np.uint8)
-        got = self.read_into(file.name, memoryview(buffer[:size]), start * file.record_bytes)
+        got = self.read_into(file.name, buffer[:size].data, start * file.record_bytes)
         return buffer[: got // file.record_bytes * file.record_bytes].reshape(-1, file.record_bytes)
 
     def read(self, name: str, size: int, offset: int) -> bytes:
@@ -219,7 +219,7 @@ def _lost(files: _Files, start: int, rows: np.ndarray) -> None:
 def _scan_blob(
     files: _Files, blob: BlobFile, start: int, done: np.ndarray, sums: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """Checks the values of a variable field. Gives its elements, joined, and the row of each; None for text and JPEG."""
+    """Checks the values of a variable field. Gives its elements and the row of each; None for text and JPEG."""
     sealed, first = files.columns.sealed, files.columns.first
     index_name = blob.name if sealed else blob.open_name
     size = IDX_DTYPE.itemsize

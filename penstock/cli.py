@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 @convert.command(name="sa1b-tar")
 def convert_sa1b_tar(
     *,
-    tar_path: Annotated[list[str], Parameter(consume_multiple=True)],
+    tar_path: Annotated[list[str], Parameter(consume_multiple=True, negative="")],
     output_dir: Path,
     layout: Literal["store", "v1"] = "store",
     image_codec: Literal["raw", "jpeg"] = "raw",
@@ -207,7 +207,7 @@ def verify(path: Path, *, fast: Flag = False, quiet: Flag = False, json: Json = 
 def repair(
     path: Path,
     *,
-    tar_path: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
+    tar_path: Annotated[list[str] | None, Parameter(consume_multiple=True, negative="")] = None,
     boxes: Literal["xyxy"] | None = None,
     dry_run: Flag = False,
     quiet: Flag = False,

@@ -142,9 +142,29 @@ class Subset:
         batched = getattr(self.source, "__getitems__", None)
         return batched(rows) if batched else [self.source[row] for row in rows]
 
-    def gather(self, rows: np.ndarray, fields: Sequence[str] | None, out: Mapping[str, np.ndarray]) -> None:
+    def gather(
+        self, rows: np.ndarray, fields: Sequence[str] | None, out: Mapping[str, np.ndarray], *, io: str = "mmap"
+    ) -> None:
         """As `Store.gather`, where the underlying source has it."""
-        self.source.gather(self.rows[rows], fields, out)  # type: ignore[attr-defined]  # see Loader: probed beforehand
+        gather = getattr(self.source, "gather", None)
+        if gather is None:
+            raise UsageError(f"Subset: {type(self.source).__name__} has no gather; read records one by one")
+        gather(self.rows[rows], fields, out, **({} if io == "mmap" else {"io": io}))
+
+    def done_rows(self) -> np.ndarray | None:
+        """Which of the chosen rows are done, as positions in this subset; None if all are."""
+        done = getattr(self.source, "done_rows", lambda: None)()
+        return None if done is None else np.flatnonzero(np.isin(self.rows, done))
+
+    def residency(self, rows: Sequence[int] | np.ndarray, fields: Sequence[str] | None = None) -> float:
+        """As `Store.residency`; 1.0 where the underlying source cannot say."""
+        probe = getattr(self.source, "residency", None)
+        return 1.0 if probe is None else float(probe(self.rows[np.asarray(rows)], fields))
+
+    def digest(self) -> str:
+        """Identity of the snapshot: the underlying source's, and the rows chosen."""
+        inner = getattr(self.source, "digest", lambda: "\n".join(self.source.keys))()
+        return xxhash.xxh3_128_hexdigest(inner.encode() + self.rows.tobytes())
 
 
 class Concat:

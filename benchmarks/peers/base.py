@@ -22,7 +22,7 @@ class Peer:
     name = ""
     needs: tuple[str, ...] = ("torch",)
     """Modules without which it cannot run."""
-    workloads = ("A", "B")
+    workloads: tuple[str, ...] = ("A", "B")
     counts: tuple[int, ...] = (0, 1, 2)
     """Numbers of workers, or of threads, to try."""
     folder = ""

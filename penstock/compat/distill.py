@@ -240,13 +240,5 @@ def collate_distill(batch: Sequence[Mapping[str, object]]) -> dict[str, object]:
         it: tensors with B in front, numbers and bools as (B,) tensors, `image_id` a list of str.
     """
     ragged = {key: [item[key] for item in batch] for key in RAGGED_KEYS if key in batch[0]}
-    return {key: ragged[key] if key in ragged else _collated(key, batch) for key in batch[0]}
-
-
-def _collated(key: str, batch: Sequence[Mapping[str, object]]) -> object:
-    values = [item[key] for item in batch]
-    if key == "image" and all(isinstance(image, torch.Tensor) and image.ndim == 3 for image in values):
-        # Stacked as they lie in memory, by plain copies: to stack them as CHW would transpose every pixel, ten times slower.
-        images: torch.Tensor = default_collate([image.permute(1, 2, 0) for image in values])  # type: ignore[attr-defined]
-        return images.permute(0, 3, 1, 2)
-    return default_collate(values)
+    dense = {key: default_collate([item[key] for item in batch]) for key in batch[0] if key not in ragged}
+    return {key: ragged[key] if key in ragged else dense[key] for key in batch[0]}

@@ -2,6 +2,7 @@
 
 import mmap
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +15,8 @@ from penstock.store.direct import read_direct
 from penstock.store.keys import Keys
 from penstock.store.layout import IDX_DTYPE, BlobFile, Layout, RecordFile, Slot, check_sizes
 from penstock.store.rows import DONE, FAILED, Ledger
+
+_scratch = threading.local()
 
 _SMALL_RECORD = 1 << 16
 """Below this many bytes one take of whole records beats a copy per row."""
@@ -80,23 +83,28 @@ class Part:
                 found[blob.field.name] = self._blob_value(blob, row)
         return found
 
-    def gather(self, rows: np.ndarray, names: Sequence[str], out: Mapping[str, np.ndarray], io: str) -> None:
-        """Copies the fixed fields `names` of the rows into `out[name]`, arrays of shape (len(rows), *field.shape)."""
+    def gather(
+        self,
+        rows: np.ndarray,
+        names: Sequence[str],
+        out: Mapping[str, np.ndarray],
+        io: str,
+        places: np.ndarray | None = None,
+    ) -> None:
+        """Copies fixed fields of rows into `out[name]`: row number k to its k-th entry, or to entry `places[k]`."""
         for file in self.layout.records:
             slots = [slot for slot in file.slots if slot.field.name in names]
             if not slots:
                 continue
             if io != "mmap" and (io == "pread" or file.record_bytes >= _SMALL_RECORD):
-                self._read_rows(file, slots, rows, out, direct=io == "direct")
-            elif file.is_dense:
-                self._take(file, slots[0], rows, out[slots[0].field.name])
+                self._read_rows(file, slots, rows, out, places, direct=io == "direct")
+            elif file.is_dense and places is None and out[slots[0].field.name].flags.c_contiguous:
+                self._take(file, rows, out[slots[0].field.name])
             elif file.record_bytes < _SMALL_RECORD:
-                records = np.take(self._array(file), rows, axis=0, mode="clip").view(file.dtype)
-                for slot in slots:
-                    out[slot.field.name][...] = records[slot.field.name]
+                self._take_records(file, slots, rows, out, places)
             else:
                 for slot in slots:
-                    self._copy_rows(file, slot, rows, out[slot.field.name])
+                    self._copy_rows(file, slot, rows, out[slot.field.name], places)
 
     def require_done(self, rows: np.ndarray, start: int) -> None:
         """Looks up the states of these rows; `start` is the part's first row in the store, for the message.
@@ -144,35 +152,48 @@ class Part:
     def _array(self, file: RecordFile) -> np.ndarray:
         return np.ndarray((self.rows,), f"V{file.record_bytes}", self._map(file.name))
 
-    def _take(self, file: RecordFile, slot: Slot, rows: np.ndarray, out: np.ndarray) -> None:
-        if not out.flags.c_contiguous:
-            self._copy_rows(file, slot, rows, out)
-            return
+    def _take(self, file: RecordFile, rows: np.ndarray, out: np.ndarray) -> None:
         # Rows as opaque bytes: one memcpy a row. mode="raise" would copy the output twice; the rows were checked before.
-        kind = f"V{file.record_bytes}"
-        np.take(
-            self._array(file), rows, axis=0, out=out.reshape(len(rows), -1).view(kind).reshape(len(rows)), mode="clip"
-        )
+        target = out.reshape(len(rows), -1).view(f"V{file.record_bytes}").reshape(len(rows))
+        np.take(self._array(file), rows, axis=0, out=target, mode="clip")
 
-    def _copy_rows(self, file: RecordFile, slot: Slot, rows: np.ndarray, out: np.ndarray) -> None:
-        view = np.ndarray(
-            (self.rows, slot.field.item_bytes), np.uint8, self._map(file.name), slot.offset, (file.record_bytes, 1)
-        )
-        flat = out.view(np.uint8).reshape(len(rows), -1) if out.flags.c_contiguous else None
-        for number, row in enumerate(rows.tolist()):
-            if flat is not None:
-                flat[number] = view[row]
-            else:
-                out[number] = view[row].view(slot.field.numpy_dtype).reshape(slot.field.item_shape)
+    def _take_records(
+        self,
+        file: RecordFile,
+        slots: Sequence[Slot],
+        rows: np.ndarray,
+        out: Mapping[str, np.ndarray],
+        places: np.ndarray | None,
+    ) -> None:
+        records = _scratch_rows(len(rows), file.record_bytes)
+        np.take(self._array(file), rows, axis=0, out=records, mode="clip")
+        fields = records.view(file.dtype)
+        for slot in slots:
+            out[slot.field.name][... if places is None else places] = fields[slot.field.name]
+
+    def _copy_rows(
+        self, file: RecordFile, slot: Slot, rows: np.ndarray, out: np.ndarray, places: np.ndarray | None
+    ) -> None:
+        shape, dtype = slot.field.item_shape, slot.field.numpy_dtype
+        data = self._map(file.name)
+        for place, row in zip(_listed(places, rows), rows.tolist(), strict=True):
+            out[place] = np.ndarray(shape, dtype, data, row * file.record_bytes + slot.offset)
 
     def _read_rows(
-        self, file: RecordFile, slots: Sequence[Slot], rows: np.ndarray, out: Mapping[str, np.ndarray], *, direct: bool
+        self,
+        file: RecordFile,
+        slots: Sequence[Slot],
+        rows: np.ndarray,
+        out: Mapping[str, np.ndarray],
+        places: np.ndarray | None,
+        *,
+        direct: bool,
     ) -> None:
         for slot in slots:
             direct_here = direct and slot.field.item_bytes >= _SMALL_RECORD
             descriptor = self._descriptor(file.name, direct=direct_here)
-            for number, row in enumerate(rows.tolist()):
-                target = out[slot.field.name][number : number + 1].data.cast("B")
+            for place, row in zip(_listed(places, rows), rows.tolist(), strict=True):
+                target = out[slot.field.name][place : place + 1].data.cast("B")
                 start = row * file.record_bytes + slot.offset
                 done = read_direct(descriptor, target, start) if direct_here else _read_full(descriptor, target, start)
                 if done != len(target):
@@ -230,3 +251,19 @@ def _read_full(descriptor: int, target: memoryview, start: int) -> int:
             break
         done += count
     return done
+
+
+def _listed(places: np.ndarray | None, rows: np.ndarray) -> Sequence[int]:
+    if places is None:
+        return range(len(rows))
+    found: list[int] = places.tolist()
+    return found
+
+
+def _scratch_rows(rows: int, record_bytes: int) -> np.ndarray:
+    """Warm memory of this thread for so many records: touching fresh memory would cost more than the copy."""
+    size = rows * record_bytes
+    buffer: np.ndarray | None = getattr(_scratch, "buffer", None)
+    if buffer is None or buffer.size < size:
+        buffer = _scratch.buffer = np.zeros(size, np.uint8)
+    return buffer[:size].view(f"V{record_bytes}")

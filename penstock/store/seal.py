@@ -62,8 +62,11 @@ def digest_part(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def copy_for_recompute(disk: Disk, path: Path, entry: PartEntry, layout: Layout) -> str:
-    """Copies a sealed part into the folder of its next version, in the form of a part that is written. Gives its name."""
+def copy_for_recompute(disk: Disk, path: Path, entry: PartEntry, layout: Layout, *, damaged: bool = False) -> str:
+    """Copies a sealed part into the folder of its next version, in the form of a part that is written. Gives its name.
+
+    Of a part known to be `damaged`, files that are gone are passed over: the caller makes them and resets their rows.
+    """
     stem, _, version = entry.name.partition(".")
     name = f"{stem}.{int(version or 0) + 1}"
     old, new = path / entry.name, path / name
@@ -75,6 +78,8 @@ def copy_for_recompute(disk: Disk, path: Path, entry: PartEntry, layout: Layout)
     if (old / FAILURES).exists():
         copies[FAILURES] = FAILURES
     for source, target in copies.items():
+        if damaged and not (old / source).exists():
+            continue
         disk.copy(old / source, new / target)
     disk.sync_directory(new)
     return name

@@ -122,13 +122,7 @@ class Store:
             start = self._ends[number] - part.rows
             local = rows[places] - start
             part.require_done(local, start)
-            if len(places) == len(rows):
-                part.gather(local, names, out, io)
-                continue
-            some = {name: np.empty((len(places), *out[name].shape[1:]), out[name].dtype) for name in names}
-            part.gather(local, names, some, io)
-            for name in names:
-                out[name][places] = some[name]
+            part.gather(local, names, out, io, None if len(places) == len(rows) else places)
 
     def done_rows(self) -> np.ndarray | None:
         """Rows that are done, int64, ascending; None if every row is."""
