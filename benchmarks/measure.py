@@ -106,7 +106,7 @@ class Bench:
             self._ask(name)
         others = [name for name in peers if name not in ANCHORS and self.rows[name].is_run]
         folders = sorted({self._folder(name) for name in others}, key=[self._folder(name) for name in others].index)
-        for number, start in enumerate(range(0, len(folders), groups_of)):
+        for number, start in enumerate(range(0, max(1, len(folders)), groups_of)):
             here = set(folders[start : start + groups_of])
             self._group(number, [name for name in others if self._folder(name) in here])
         for process in self.processes.values():

@@ -42,11 +42,11 @@ def make(folder: Path, workload: str, rows: int, parts: int) -> None:
     each = rows // parts
     source = folder / "store" / entry["name"]
     sizes = {file: source.joinpath(file).stat().st_size // len(small) for file in os.listdir(source)}
+    names = [entry["name"], *(f"part-{number:05d}" for number in range(1, parts))]
+    for name in names[1:]:
+        shutil.copytree(source, folder / "store" / name)
     manifest["parts"] = []
-    for number in range(parts):
-        name = f"part-{number:05d}"
-        if number:
-            shutil.copytree(source, folder / "store" / name)
+    for name in names:
         for file, size in sizes.items():
             if file.endswith(".bin"):
                 os.truncate(folder / "store" / name / file, size * each)
@@ -56,11 +56,11 @@ def make(folder: Path, workload: str, rows: int, parts: int) -> None:
 
 def measure(folder: Path) -> dict[str, Any]:
     """Open time, memory of opening, and the time of random rows and of one field of them, in microseconds."""
-    import penstock
+    from penstock.store import open_store
 
     before = private_mb()
     started = time.perf_counter()
-    store = penstock.open_store(folder / "store")
+    store = open_store(folder / "store")
     opened = time.perf_counter() - started
     held = private_mb() - before
     rows = np.random.default_rng(3).integers(0, len(store), _DRAWS).tolist()

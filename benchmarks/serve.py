@@ -4,6 +4,7 @@ Commands: available, write, open, epoch, steps, memory, close. Whatever a peer p
 """
 
 import argparse
+import contextlib
 import gc
 import importlib
 import json
@@ -32,7 +33,8 @@ class Server:
     def write(self, folder: str, rows: int) -> dict[str, Any]:
         """Seconds to write and flush the records, and the bytes on disk."""
         records = Records(self.peer.workload, rows)
-        len(self.peer.workload.pool)  # made before the clock starts
+        len(self.peer.workload.pool)  # made, and modules imported, before the clock starts
+        self._import()
         started = time.perf_counter()
         self.peer.write(Path(folder), records)
         residency.sync(Path(folder))
@@ -89,6 +91,7 @@ class Server:
 
     def memory(self, batches: int, **where: Any) -> dict[str, Any]:
         """Private memory in MB while a loader gives many batches: before it was opened, then at ten points."""
+        self._import()
         before = private_mb()
         self.open(**where)
         points = []
@@ -109,6 +112,11 @@ class Server:
         self.loader, self.key, stop = None, (), None
         gc.collect()
         return {}
+
+    def _import(self) -> None:
+        for module in self.peer.needs:
+            with contextlib.suppress(ImportError, RuntimeError):  # the command itself will say what is wrong
+                importlib.import_module(module)
 
     def _endless(self) -> Iterator[Batch]:
         return chain.from_iterable(repeat(self.loader))

@@ -147,7 +147,7 @@ def _probes(folder: Path, found: dict[str, dict[str, Row]]) -> dict[str, Any]:
 
 
 def _memory(folder: Path, quick: bool) -> dict[str, Any]:
-    """Private memory of this process while penstock's loader gives 10,000 batches of workload B."""
+    """Private memory of a fresh process while penstock's loader gives 10,000 batches of workload B."""
     from driver import Process
     from workloads import Records
 
@@ -159,6 +159,8 @@ def _memory(folder: Path, quick: bool) -> dict[str, Any]:
         answer = process.call("write", 120, folder=str(where), rows=len(Records(peer.workload, rows)))
         if "error" in answer:
             return answer
+        process.end()
+        process = Process("penstock", "B", "", folder / "peers.log")  # nothing of the writing is left in its memory
         return process.call("memory", 600, batches=10_000, folder=str(where), workers=2, batch=batch, epochs=1 << 10)
     finally:
         process.end()

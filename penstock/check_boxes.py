@@ -112,7 +112,6 @@ class BoxEvidence:
             return f"read as {convention.upper()} {inside_now}, as {other.upper()} {self.fits[other]:,}"
         return ""
 
-
     def findings(self, marker: str) -> tuple[list[Line], list[Line]]:
         """Faults and suspicions, each (code, where, message, rows, first row).
 

@@ -332,13 +332,16 @@ class Job:
                 written=finished.written,
                 error=finished.error,
                 message=finished.message,
+                source=order.candidate.origin,
                 attempt=order.attempt,
             )
         )
         if finished.written is None:
-            key = order.candidate.key
+            key, source = order.candidate.key, order.candidate.origin
             self.report.add_failure(
-                Outcome(key=key, error=finished.error, message=finished.message, attempt=order.attempt)
+                Outcome(
+                    key=key, error=finished.error, message=finished.message, source=source, attempt=order.attempt
+                )
             )
         else:
             self.report.done += 1

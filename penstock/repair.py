@@ -114,7 +114,9 @@ def repair(
         if kind == "v1":
             _repair_v1(path, Rebuild(path, disk, tars=tars, boxes=boxes, on_progress=tell), disk, report, tell)
         elif tars or boxes:
-            raise UsageError(f"{path}: is a penstock store; its boxes are XYXY and its masks whole: omit tars and boxes")
+            raise UsageError(
+                f"{path}: is a penstock store; its boxes are XYXY and its masks whole: omit tars and boxes"
+            )
         else:
             _StoreRepair(path, disk, report, tell).run()
     finally:
@@ -314,7 +316,9 @@ class _StoreRepair:
         """keys.idx follows from keys.txt and is written anew in place; a digest that nothing explains cannot be mended."""
         index, expected = self.path / folder / INDEX, expected_index(lines)
         if not index.exists() or index.read_bytes() != expected:
-            self.report.note("keys-index", f"{folder}/{INDEX}", f"{folder}/{INDEX}: written anew from {KEYS}", entry.rows)
+            self.report.note(
+                "keys-index", f"{folder}/{INDEX}", f"{folder}/{INDEX}: written anew from {KEYS}", entry.rows
+            )
             if not self.report.dry_run:
                 self.disk.replace(index, expected)
         if not damaged and digest_part(self.path / folder) != entry.digest:

@@ -119,7 +119,13 @@ class Rebuild:
         names = _REBUILT if self.tars else ("bboxes.bin",)
         offers = self._open_tars()
         if not report.dry_run:
-            journal = {"action": "rebuild", "stage": "build", "was": marker, "files": list(names), "request": self.request}
+            journal = {
+                "action": "rebuild",
+                "stage": "build",
+                "was": marker,
+                "files": list(names),
+                "request": self.request,
+            }
             write_journal(self.disk, self.path, journal)
             self._mark(REBUILDING)
             for name in names:

@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 
 from penstock.errors import UsageError
@@ -20,11 +20,13 @@ class Outcome:
     error: str
     """Class name of the error."""
     message: str
+    source: str = ""
+    """Name of the file that the row comes from."""
     attempt: int = 1
 
     def to_json(self) -> dict[str, object]:
         """Plain values."""
-        return {"key": self.key, "error": self.error, "message": self.message, "attempt": self.attempt}
+        return asdict(self)
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ class ArraySource(PlainSource):
     def digest(self):
         return f"array-{len(self)}"
 
-    def residency(self, rows):
+    def residency(self, rows, fields=None):
         return self.resident
 
 

@@ -15,7 +15,7 @@ class PenstockStore(Peer):
     """penstock's own layout, one file per field. Counts are threads."""
 
     name = "penstock"
-    needs = ("torch", "penstock")
+    needs = ("torch", "penstock", "penstock.loader", "penstock.store")
     counts = (1, 2)
     remark = "counts are threads"
 
@@ -36,7 +36,7 @@ class PenstockV1(Original):
     """A v1 directory, as the original's converter leaves it, read by penstock. Counts are threads."""
 
     name = "penstock on a v1 directory"
-    needs = ("torch", "penstock")
+    needs = ("torch", "penstock", "penstock.loader", "penstock.store")
     workloads = ("A",)
     counts = (1, 2)
     remark = "counts are threads"

@@ -1,6 +1,7 @@
 """The local launcher: worker processes on this machine, or none at all. A crash costs the row that caused it, no other."""
 
 import ctypes
+import itertools
 import multiprocessing
 import os
 import pickle
@@ -54,19 +55,23 @@ class Local:
 
     def run(self, work: Work, batches: Iterator[Batch | None]) -> Iterator[tuple[Batch, Results]]:
         """See `penstock.jobs.Launcher`."""
-        context = multiprocessing.get_context("spawn")
+        first = list(itertools.islice(batches, self.workers))  # no more processes than there are batches for them
+        if not first:
+            return
         pool = ProcessPool(
-            max_workers=self.workers,
-            context=context,
+            max_workers=len(first),
+            context=multiprocessing.get_context("spawn"),
             initializer=_initialize,
             initargs=(pickle.dumps(work), os.getpid()),
         )
         try:
-            yield from self._drive(pool, batches)
+            yield from self._drive(pool, itertools.chain(first, batches))
             pool.close()  # type: ignore[no-untyped-call]  # pebble types its methods in part
-        finally:
+            pool.join()
+        except BaseException:  # also GeneratorExit: whoever gives up the run gives up its workers
             pool.stop()  # type: ignore[no-untyped-call]
             pool.join()
+            raise
 
     def _drive(self, pool: ProcessPool, batches: Iterator[Batch | None]) -> Iterator[tuple[Batch, Results]]:
         flying: dict[Future[Results], Batch] = {}

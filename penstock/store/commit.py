@@ -39,6 +39,8 @@ class Commit:
     written: Written | None = None
     error: str = ""
     message: str = ""
+    source: str = ""
+    """Name of the file that the row comes from."""
     attempt: int = 1
 
 
@@ -60,6 +62,7 @@ def failure_line(commit: Commit) -> dict[str, object]:
     return {
         "key": commit.ticket.key,
         "row": commit.ticket.row,
+        "source": commit.source,
         "error": commit.error,
         "message": commit.message,
         "attempt": commit.attempt,

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from penstock.errors import SourceNotFound, StoreCorrupt
+from penstock.errors import SourceNotFound, StoreCorrupt, StoreUnsupported
 from penstock.store.disk import Disk
 from penstock.store.keys import Keys, line_ends
 from penstock.store.layout import Layout
@@ -48,6 +48,7 @@ def open_v1(path: Path, *, exact: bool | None = None) -> Store:
     """
     config = read_config(path)
     rows = int(str(config["total_samples"]))
+    _check_format(path, config)
     if config.get("bbox_format") == REBUILDING:
         raise StoreCorrupt(f"{path}: a repair was interrupted; run the same penstock repair again")
     part = Part(path, V1_LAYOUT, rows, V1Keys(path, rows), sealed=True, whole=True, has_ledger=False)
@@ -82,10 +83,31 @@ def read_config(path: Path) -> dict[str, object]:
     return dict(config)
 
 
+def _check_format(path: Path, config: Mapping[str, object]) -> None:
+    stated = config.get("sample_sizes")
+    ours = sample_sizes()
+    wrong = (
+        {name: size for name, size in stated.items() if ours.get(name, size) != size}
+        if isinstance(stated, dict)
+        else {}
+    )
+    if wrong or config.get("image_size", 1024) != 1024:
+        found = wrong or {"image_size": config["image_size"]}
+        raise StoreUnsupported(
+            f"{path / CONFIG}: layout v1 has records of {ours} for 1024 x 1024 pictures, this one states {found}"
+        )
+
+
+def sample_sizes() -> dict[str, int]:
+    """Bytes of a record in each file, under the names that config.json has for them."""
+    names = {
+        file.name: f"{file.name.removesuffix('.bin')}_bytes".replace("images", "image") for file in V1_LAYOUT.records
+    }
+    return {names[file.name]: file.record_bytes for file in V1_LAYOUT.records}
+
+
 def make_config(total: int, attributes: Mapping[str, object]) -> bytes:
     """config.json for so many samples: the seed's keys in its order, then our marker of the box convention."""
-    sizes = {f"{file.name.removesuffix('.bin')}_bytes": file.record_bytes for file in V1_LAYOUT.records}
-    renamed = {name.replace("images", "image"): size for name, size in sizes.items()}
     config = {
         "model_type": attributes.get("model_type", "unknown"),
         "image_size": 1024,
@@ -93,7 +115,7 @@ def make_config(total: int, attributes: Mapping[str, object]) -> bytes:
         "total_samples": total,
         "version": "1.0",
         "description": "SA-1B distillation set, fixed-record binary layout",
-        "sample_sizes": renamed,
+        "sample_sizes": sample_sizes(),
         "interpolation_method": "cv2.INTER_AREA",
         "mask_binarization_threshold": 0.5,
         "bbox_format": "xyxy",
