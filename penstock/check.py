@@ -1,6 +1,7 @@
 """verify: says what is wrong with a store or a v1 directory, what is suspicious, and what is worth knowing."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 from penstock.check_ledger import Lines, check_duplicates, check_index, check_lines, check_v1_ledger, damaged_records
 from penstock.check_v1 import check_v1_files, v1_config
 from penstock.check_values import Columns, Finding, Scan, scan
-from penstock.errors import PenstockError, SourceNotFound
+from penstock.errors import PenstockError, SourceNotFound, StoreCorrupt
 from penstock.schema import Schema
 from penstock.store.layout import Layout
 from penstock.store.manifest import NAME, Manifest, PartEntry, digest_identity
@@ -18,6 +19,8 @@ from penstock.store.rows import DONE, FAILED, KEYS, ROWS, Ledger
 from penstock.store.seal import digest_part
 from penstock.store.store import committed_rows
 from penstock.store.v1 import CONFIG, V1_LAYOUT
+
+_PART = re.compile(r"part-\d{5,}(\.\d+)?")
 
 Progress = Callable[[int, int], None]
 """Told (rows done, rows in all)."""
@@ -183,12 +186,10 @@ def columns_of(path: Path, entry: PartEntry, layout: Layout, rows: int, first: i
     ledger = Ledger(path / name, len(layout.file_names))
 
     def read(start: int, stop: int) -> tuple[np.ndarray, np.ndarray | None]:
-        records = np.zeros(stop - start, ledger.dtype)
-        there = min(stop, len(ledger) if ledger.rows_path.exists() else 0)
-        if there > start:
-            records[: there - start] = ledger.read(start, there)
+        records = ledger.read(start, stop)
         return records["state"] == DONE, records["sums"]
 
+    rows = min(rows, len(ledger)) if ledger.rows_path.exists() else 0
     sealed = entry.sealed and not folder
     return Columns(
         folder=path / name, layout=layout, rows=rows, sealed=sealed, first=first, label=f"{name}/", ledger=read
@@ -198,9 +199,14 @@ def columns_of(path: Path, entry: PartEntry, layout: Layout, rows: int, first: i
 def _manifest(path: Path, book: Book) -> Manifest | None:
     try:
         manifest = Manifest.load(path)
-        Layout.of(manifest.schema)
+        for file in Layout.of(manifest.schema).records:
+            _ = file.dtype  # NumPy refuses impossible shapes here
         recorded = json.loads((path / NAME).read_bytes())["recipe"].get("digest")
-    except (PenstockError, OSError, KeyError, TypeError, AttributeError) as error:
+        if not isinstance(manifest.attributes, dict):
+            raise StoreCorrupt(f"attributes: expected an object, got {manifest.attributes!r}")
+        for entry in manifest.parts:
+            _check_entry(entry)
+    except (PenstockError, OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         text = f"{NAME}: cannot be used: {error or type(error).__name__}"
         book.faults.append(Finding(code="manifest", where=NAME, message=text))
         return None
@@ -208,6 +214,20 @@ def _manifest(path: Path, book: Book) -> Manifest | None:
         text = f"{NAME}: recipe: the digest is not that of the identity; it was edited by hand"
         book.faults.append(Finding(code="recipe-digest", where=NAME, message=text))
     return manifest
+
+
+def _check_entry(entry: PartEntry) -> None:
+    """Raises StoreCorrupt where an entry holds what no penstock writes, so that everything after may trust its types."""
+    counts = {"rows": entry.rows, "done": entry.done, "failed": entry.failed}
+    blobs = entry.blob_bytes.items() if isinstance(entry.blob_bytes, dict) else [("", None)]
+    counts |= {f"blob_bytes.{name}": size for name, size in blobs}
+    wrong = {name: value for name, value in counts.items() if type(value) is not int or value < 0}
+    names = {"name": entry.name, "draft": entry.name if entry.draft == "" else entry.draft}
+    wrong |= {name: text for name, text in names.items() if not isinstance(text, str) or not _PART.fullmatch(text)}
+    flags = {"growing": entry.growing, "sealed": entry.sealed}
+    wrong |= {name: flag for name, flag in flags.items() if not isinstance(flag, bool)}
+    if wrong:
+        raise StoreCorrupt(f"parts: {entry.name!r}: {wrong} is not what penstock writes")
 
 
 def _check_part(path: Path, entry: PartEntry, layout: Layout, book: Book) -> tuple[int, Lines]:

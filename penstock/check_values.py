@@ -179,7 +179,10 @@ def _scan_chunk(files: _Files, start: int, stop: int) -> None:
         raw = files.records(file, start, stop)
         there = done[: len(raw)]
         _lost(files, start, np.flatnonzero(done[len(raw) :]) + len(raw))
-        _compare(files, file.name, start, there, None if sums is None else sums[: len(raw), number], raw)
+        if sums is not None:
+            known = np.flatnonzero(there & (sums[: len(raw), number] != 0))
+            wrong = [row for row in known.tolist() if xxhash.xxh3_64_intdigest(raw[row].data) != sums[row, number]]
+            _damaged(files, file.name, start, np.array(wrong, np.int64))
         for slot in file.slots if found.values else ():
             values = raw.reshape(-1).view(file.dtype)[slot.field.name]
             rows = np.flatnonzero(there)
@@ -195,14 +198,6 @@ def _scan_chunk(files: _Files, start: int, stop: int) -> None:
     if found.values:
         _tally_flags(files, together)
         found.boxes.add(together, columns.first)
-
-
-def _compare(files: _Files, name: str, start: int, done: np.ndarray, sums: np.ndarray | None, raw: np.ndarray) -> None:
-    if sums is None:
-        return
-    known = np.flatnonzero(done & (sums != 0))
-    wrong = [row for row in known.tolist() if xxhash.xxh3_64_intdigest(raw[row].data) != sums[row]]
-    _damaged(files, name, start, np.array(wrong, np.int64))
 
 
 def _damaged(files: _Files, name: str, start: int, rows: np.ndarray) -> None:

@@ -277,7 +277,11 @@ def _job(
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-    save_report(report, output)
+    try:
+        save_report(report, output)
+    except OSError as error:  # a full disk, say: the counts are printed all the same
+        report.report = ""
+        print(f"penstock: no report could be written: {error}", file=sys.stderr)
     print(dump_json(report.to_json()) if json else report.summary())
     if not json:
         _explain(report, problem)

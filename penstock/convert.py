@@ -292,6 +292,8 @@ def _open_sink(config: ConvertConfig, stage: Sa1bConvert, disk: Disk | None) -> 
     except OSError as error:
         if error.errno == errno.EROFS:
             raise OutputRefused(f"{config.output_dir}: lies on a read-only file system; nothing was touched") from error
+        if error.errno in (errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP):
+            raise OutputRefused(f"{config.output_dir}: cannot be a folder ({error.strerror})") from error
         raise
 
 

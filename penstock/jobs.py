@@ -3,7 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -14,7 +14,7 @@ from penstock.report import Budget, Outcome, Report
 from penstock.schema import Record, Schema
 from penstock.source import Candidate, Offers
 from penstock.store.commit import Admission, Commit, origin_hash
-from penstock.store.write import RowWriter, Ticket, Written
+from penstock.store.write import Encoded, RowWriter, Ticket, Written, runs_of
 
 HOPELESS_ROWS = 100
 """A run whose first so many rows all failed stops: something is wrong with all of them."""
@@ -128,8 +128,19 @@ class Work:
         good = [number for number, (record, _) in enumerate(fetched) if record is not None and orders[number].ticket]
         computed = self._compute([fetched[number][0] for number in good])  # type: ignore[misc]  # None was sorted out
         results = [finished for _, finished in fetched]
+        rows: list[tuple[Ticket, Encoded]] = []
+        places: dict[Ticket, int] = {}
         for number, result in zip(good, computed, strict=True):
-            results[number] = self._write(orders[number], results[number].content, result)
+            ticket = orders[number].ticket
+            encoded = self._encode(result)
+            if isinstance(encoded, Finished):
+                results[number] = replace(encoded, content=results[number].content)
+            elif ticket is not None:
+                rows.append((ticket, encoded))
+                places[ticket] = number
+        for tickets, values in runs_of(rows):
+            for ticket, finished in zip(tickets, self._write(tickets, values), strict=True):
+                results[places[ticket]] = replace(finished, content=results[places[ticket]].content)
         return results
 
     def _fetch(self, order: Order) -> tuple[Record | None, Finished]:
@@ -155,18 +166,21 @@ class Work:
         half = len(records) // 2  # one of them is bad: find it, keep the others
         return self._compute(records[:half]) + self._compute(records[half:])
 
-    def _write(self, order: Order, content: int, result: Record | Exception) -> Finished:
+    def _encode(self, result: Record | Exception) -> Encoded | Finished:
         if isinstance(result, Exception):
-            failed = _failed(result)
-            return Finished(content=content, error=failed.error, message=failed.message, fatal=failed.fatal)
-        assert order.ticket is not None
+            return _failed(result)
         try:
-            written = self.writer.write(order.ticket.folder, order.ticket.position, result)
+            return self.writer.encode(result)
         except SchemaError as error:
-            return Finished(content=content, error=type(error).__name__, message=str(error))
+            return _failed(error)
+
+    def _write(self, tickets: Sequence[Ticket], rows: Sequence[Encoded]) -> list[Finished]:
+        try:
+            written = self.writer.write_rows(tickets[0].folder, tickets[0].position, rows)
         except OSError as error:
-            return Finished(content=content, error=type(error).__name__, message=str(error), fatal=error)
-        return Finished(content=content, written=written)
+            name, message = type(error).__name__, str(error)
+            return [Finished(error=name, message=message, fatal=error) for _ in tickets]
+        return [Finished(written=done) for done in written]
 
 
 class Launcher(Protocol):
@@ -339,9 +353,7 @@ class Job:
         if finished.written is None:
             key, source = order.candidate.key, order.candidate.origin
             self.report.add_failure(
-                Outcome(
-                    key=key, error=finished.error, message=finished.message, source=source, attempt=order.attempt
-                )
+                Outcome(key=key, error=finished.error, message=finished.message, source=source, attempt=order.attempt)
             )
         else:
             self.report.done += 1

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 
 import numpy as np
 
@@ -36,13 +37,12 @@ class Field:
     """Stem of the file that holds it. Fixed fields may share one; empty means the field's own name."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "shape", tuple(self.shape))
+        object.__setattr__(self, "shape", (None,) if self.is_text and not self.shape else tuple(self.shape))
         if not self.name.replace("_", "").isalnum() or not self.name.isascii():
             raise SchemaError(f"field name {self.name!r}: expected ASCII letters, digits and underscores")
         if self.is_text:
-            if self.shape not in ((), (None,)):
+            if self.shape != (None,):
                 raise SchemaError(f"field {self.name}: text has shape (None,), got {self.shape}")
-            object.__setattr__(self, "shape", (None,))
         else:
             dtype = _numpy_dtype(self.name, self.dtype)
             object.__setattr__(self, "dtype", dtype.name)
@@ -57,27 +57,27 @@ class Field:
                 f"field {self.name}: a field of variable length has files of its own, got file={self.file!r}"
             )
 
-    @property
+    @cached_property
     def is_text(self) -> bool:
         """Whether a row holds a str."""
         return self.dtype == "str"
 
-    @property
+    @cached_property
     def is_variable(self) -> bool:
         """Whether the length differs from row to row."""
         return bool(self.shape) and self.shape[0] is None
 
-    @property
+    @cached_property
     def item_shape(self) -> tuple[int, ...]:
         """Shape of one element along a varying first dimension; the whole shape of a fixed field."""
         return tuple(n for n in self.shape if n is not None)
 
-    @property
+    @cached_property
     def numpy_dtype(self) -> np.dtype:
         """Element type on disk, little-endian; uint8 for text."""
         return np.dtype(np.uint8) if self.is_text else np.dtype(self.dtype).newbyteorder("<")
 
-    @property
+    @cached_property
     def item_bytes(self) -> int:
         """Bytes of one row of a fixed field; of one element of a varying one."""
         return self.numpy_dtype.itemsize * int(np.prod(self.item_shape, dtype=np.int64))
@@ -95,6 +95,8 @@ class Field:
                 raise SchemaError(f"field {self.name}: expected str, got {type(value).__name__}")
             return np.frombuffer(value.encode(), np.uint8)
         array = np.asarray(value)
+        if array.shape == self.shape and array.dtype == self.numpy_dtype and array.flags.c_contiguous:
+            return array
         shape = array.shape[1:] if self.is_variable and array.ndim else array.shape
         if shape != self.item_shape or (self.is_variable and not array.ndim):
             raise SchemaError(f"field {self.name}: expected shape {self.shape}, got {array.shape}")

@@ -1,6 +1,7 @@
 """verify names what is wrong, where, and with which record, and calls nothing wrong that is right."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +97,54 @@ def test_broken_manifest_is_reported(tmp_path: Path, content: bytes, said: str) 
     found = verify(path)
     assert codes(found) == ["manifest"]
     assert said in messages(found)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("parts", 0, "rows"), "4"),
+        (("parts", 0, "rows"), -1),
+        (("parts", 0, "name"), "../../etc"),
+        (("parts", 0, "draft"), []),
+        (("parts", 0, "blob_bytes"), ["a"]),
+        (("parts", 0, "blob_bytes", "masks"), None),
+        (("parts", 0), 7),
+        (("attributes",), None),
+        (("schema", 0, "shape", 0), 1_000_000_000),
+        (("schema", 0, "kind"), None),
+        (("recipe",), []),
+        (("parts",), None),
+        (("parts", 1, "rows"), 1_000_000_000),
+    ],
+)
+def test_manifest_of_wrong_values_is_reported_and_never_raised(
+    tmp_path: Path, place: tuple[str | int, ...], value: object
+) -> None:
+    path = make_store(tmp_path / "s")
+    content = json.loads((path / "store.json").read_bytes())
+    inner = content
+    for step in place[:-1]:
+        inner = inner[step]
+    inner[place[-1]] = value
+    (path / "store.json").write_text(json.dumps(content))
+    found = verify(path)
+    assert not found.ok or place[0] == "schema"
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_random_damage_is_reported_and_never_raised(tmp_path: Path, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    for path in (make_store(tmp_path / "s"), write_v1(tmp_path / "v1", 3)):
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        for number in rng.choice(len(files), 2, replace=False).tolist():
+            size = files[number].stat().st_size
+            if rng.integers(3) == 0:
+                files[number].unlink()
+            elif rng.integers(2):
+                os.truncate(files[number], int(rng.integers(size)))
+            else:
+                overwrite(files[number], int(rng.integers(size)), rng.bytes(9))
+        verify(path)
 
 
 def test_lost_manifest_and_lost_part_are_reported(tmp_path: Path) -> None:

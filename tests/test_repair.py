@@ -258,7 +258,10 @@ SMALL = {"channels": 1, "feature_size": 2, "edge_sizes": (4,), "map_sizes": (4,)
 
 def test_boxes_and_masks_are_rebuilt_from_tars(tmp_path: Path) -> None:
     def spoil(number: int, members: dict[str, bytes]) -> dict[str, bytes]:
-        return {name: content[:-40] if name.endswith("npz") and number == 2 else content for name, content in members.items()}
+        return {
+            name: content[:-40] if name.endswith("npz") and number == 2 else content
+            for name, content in members.items()
+        }
 
     truths = make_sa1b_tar(tmp_path / "a.tar", 4, mutate=spoil, **SMALL)
     path = faulty_directory(tmp_path / "v1", truths, others=12)
@@ -297,7 +300,9 @@ def converted(tmp_path: Path, name: str) -> Path:
     tar = tmp_path / "full.tar"
     if not tar.exists():
         make_sa1b_tar(tar, 3)
-    config = ConvertConfig(tar_path=(str(tar),), output_dir=tmp_path / name, layout="v1", workers=0, durability="process")
+    config = ConvertConfig(
+        tar_path=(str(tar),), output_dir=tmp_path / name, layout="v1", workers=0, durability="process"
+    )
     convert_sa1b_tar(config)
     return tmp_path / name
 
@@ -358,7 +363,9 @@ def test_damaged_rows_of_a_store_are_marked_missing_and_computed_anew(tmp_path: 
     write_store(path, SCHEMA, ((f"k{row}", record(row)) for row in rows), part_rows=4, durability="process")
     assert verify(path).ok
     renamed = {name.replace(".1/", "/"): content for name, content in contents(path).items()}
-    assert {n: c for n, c in renamed.items() if n != "store.json"} == {n: c for n, c in clean.items() if n != "store.json"}
+    assert {n: c for n, c in renamed.items() if n != "store.json"} == {
+        n: c for n, c in clean.items() if n != "store.json"
+    }
 
 
 def test_lost_files_of_a_store_cost_their_part_only(tmp_path: Path) -> None:

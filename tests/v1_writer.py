@@ -95,7 +95,13 @@ def write_config(root: Path, total: int, *, marker: str | None = None) -> None:
 
 
 def write_v1(
-    root: Path, rows: int, *, marker: str | None = None, boxes: str = "xywh", masks: bool = True, total: int | None = None
+    root: Path,
+    rows: int,
+    *,
+    marker: str | None = None,
+    boxes: str = "xywh",
+    masks: bool = True,
+    total: int | None = None,
 ) -> Path:
     """A whole directory; by default with XYWH boxes and no marker, as the original writes."""
     root.mkdir(parents=True, exist_ok=True)

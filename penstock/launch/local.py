@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures import TimeoutError as FutureTimeout
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +26,7 @@ MAX_ATTEMPTS = 2
 """A single row whose worker died is tried once more, alone: the first death may have been another row's doing."""
 
 _PR_SET_PDEATHSIG = 1
+_SIGNALS = {signal.SIGINT, signal.SIGTERM}
 _work: Work | None = None
 _pickled = b""
 
@@ -120,11 +122,25 @@ def _harvest(future: "Future[Results]", batch: Batch) -> tuple[Results, list[Bat
         return [Finished(error=name, message=f"{order.candidate.key}: {reason}, {order.attempt} attempts")], []
 
 
+@contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """Keeps Ctrl-C from workers that start: threads and processes made in here inherit the mask.
+
+    A worker that died before it had read what it is sent would block the driver for good.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _initialize(pickled: bytes, driver: int) -> None:
     """Runs once in each worker: Ctrl-C is the driver's to handle, and a worker never outlives its driver."""
     global _pickled
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != driver and not Path(f"/proc/{driver}").exists():

@@ -1,5 +1,6 @@
 """StoreSink: the driver's side of a store that is being written: plan parts, hand out tickets, commit rows, seal."""
 
+import itertools
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -19,13 +20,14 @@ from penstock.store.manifest import NAME, Manifest, PartEntry
 from penstock.store.rows import DONE, FAILED, KEYS, Ledger
 from penstock.store.seal import copy_for_recompute, seal
 from penstock.store.store import committed_rows
-from penstock.store.write import RowWriter, Ticket
+from penstock.store.write import RowWriter, Ticket, runs_of
 
 PART_BYTES = 16 << 30
 MAX_PART_ROWS = 1 << 20
 COMMIT_BYTES = 256 << 20
 COMMIT_SECONDS = 5.0
-_FEW = 64
+_BLOCK_ROWS = 1024
+_BLOCK_BYTES = 8 << 20
 
 
 class OpenPart:
@@ -75,6 +77,7 @@ class StoreSink:
         self._parts: dict[str, OpenPart] = {}
         self._held: set[str] = set()
         self._key_files: dict[str, Keys] = {}
+        self._folders: dict[str, Path] = {}
         self._pending: list[Commit] = []
         self._pending_bytes = 0
         self._last_flush = time.monotonic()
@@ -101,12 +104,13 @@ class StoreSink:
             self._settled_growing_part()
         known = self._find(keys)
         fresh = [key for key in keys if key not in known]
-        if fresh:
-            known |= self._grow(fresh) if grow else self._plan(fresh)
-        records = self._records([known[key] for key in keys])
+        planned = (self._grow(fresh) if grow else self._plan(fresh)) if fresh else {}
+        records = self._records(known)
         return [
-            self._verdict(candidate, *known[candidate.key], record, retry_failed)
-            for candidate, record in zip(candidates, records, strict=True)
+            self._verdict(candidate, *known[candidate.key], records[candidate.key], retry_failed)
+            if candidate.key in known
+            else Admission(verdict="compute", ticket=self._ticket(candidate, *planned[candidate.key]))
+            for candidate in candidates
         ]
 
     def enter(self, ticket: Ticket) -> Admission:
@@ -147,7 +151,7 @@ class StoreSink:
         if part.states[row]:
             part.ledger.reset(self.disk, [row])
             part.states[row] = 0
-        return self._ticket(candidate, part.folder, row)
+        return self._ticket(candidate, part.folder.name, row)
 
     # Committing
 
@@ -254,15 +258,17 @@ class StoreSink:
         return found
 
     def _grow(self, keys: Sequence[str]) -> dict[str, tuple[str, int]]:
-        found = {}
-        for key in keys:
+        found: dict[str, tuple[str, int]] = {}
+        while len(found) < len(keys):
             part = self._growing_part()
-            line = encode_keys([key])
-            self.disk.write(part.folder / KEYS, line, part.text_end)
-            found[key] = (part.entry.name, part.rows)
-            part.names[key] = part.rows
-            part.text_end += len(line)
-            part.rows += 1
+            some = keys[len(found) :][: part.entry.rows - part.rows]
+            lines = encode_keys(some)
+            self.disk.write(part.folder / KEYS, lines, part.text_end)
+            rows = {key: part.rows + number for number, key in enumerate(some)}
+            found |= {key: (part.entry.name, row) for key, row in rows.items()}
+            part.names |= rows
+            part.text_end += len(lines)
+            part.rows += len(some)
             if part.rows == part.entry.rows:
                 self._settle_keys(part)
                 part.entry = replace(part.entry, growing=False)
@@ -320,19 +326,21 @@ class StoreSink:
             self.disk.sync(folder / name)
         self.disk.sync_directory(folder)
 
-    def _records(self, places: Sequence[tuple[str, int]]) -> list[np.ndarray]:
-        """The ledger's records of rows given as (part, row); a part is read whole where many are asked for."""
-        if len(places) <= _FEW:
-            return [self._ledger(name).read(row, row + 1)[0] for name, row in places]
-        whole = {name: self._ledger(name) for name in dict.fromkeys(name for name, _ in places)}
-        read = {name: ledger.read(0, len(ledger)) for name, ledger in whole.items()}
-        return [read[name][row] for name, row in places]
+    def _records(self, places: Mapping[str, tuple[str, int]]) -> dict[str, np.ndarray]:
+        """The ledger's records of rows given as key -> (part, row)."""
+        found: dict[str, np.ndarray] = {}
+        for name in dict.fromkeys(name for name, _ in places.values()):
+            rows = {key: row for key, (part, row) in places.items() if part == name}
+            first = min(rows.values())
+            records = self._ledger(name).read(first, max(rows.values()) + 1)
+            found |= {key: records[row - first] for key, row in rows.items()}
+        return found
 
     def _ledger(self, name: str) -> Ledger:
         return Ledger(self.path / (self._entry(name).draft or name), len(self.layout.file_names))
 
     def _verdict(self, candidate: Candidate, name: str, row: int, record: np.ndarray, retry_failed: bool) -> Admission:
-        folder = self.path / (self._entry(name).draft or name)
+        folder = self._entry(name).draft or name
         state, same = int(record["state"]), int(record["cheap"]) == candidate.cheap
         if state and same and not (state == FAILED and retry_failed):
             return Admission(verdict="done" if state == DONE else "failed")
@@ -343,9 +351,17 @@ class StoreSink:
             return Admission(verdict="compute", ticket=ticket) if ticket else Admission(verdict="held")
         return Admission(verdict="compute", ticket=self._ticket(candidate, folder, row))
 
-    def _ticket(self, candidate: Candidate, folder: Path, row: int) -> Ticket:
-        origin = origin_hash(candidate.origin)
-        return Ticket(key=candidate.key, folder=folder, row=row, position=row, cheap=candidate.cheap, origin=origin)
+    def _ticket(self, candidate: Candidate, folder: str, row: int) -> Ticket:
+        if folder not in self._folders:
+            self._folders[folder] = self.path / folder
+        return Ticket(
+            key=candidate.key,
+            folder=self._folders[folder],
+            row=row,
+            position=row,
+            cheap=candidate.cheap,
+            origin=origin_hash(candidate.origin),
+        )
 
     def _claimed(self, folder: str) -> OpenPart | None:
         if folder in self._parts:
@@ -420,15 +436,32 @@ def write_store(path: Path | str, schema: Schema, records: Iterable[tuple[str, R
     """
     sink = StoreSink(Path(path), schema, **options)  # type: ignore[arg-type]  # checked by StoreSink itself
     writer = sink.writer()
+    block = max(1, min(_BLOCK_ROWS, _BLOCK_BYTES // max(1, sink.layout.row_bytes)))
+    rest = iter(records)
     try:
-        for key, record in records:
-            (admission,) = sink.admit([Candidate(key=key, record=record)], grow=True)
-            if admission.ticket is not None and sink.enter(admission.ticket).ticket is not None:
-                written = writer.write(admission.ticket.folder, admission.ticket.position, record)
-                sink.commit(Commit(ticket=admission.ticket, written=written))
+        while some := [_kept(pair, block) for pair in itertools.islice(rest, block)]:
+            _write_block(sink, writer, some)
         sink.close(complete=True)
     finally:
         sink.release()
+
+
+def _kept(pair: tuple[str, Record], block: int) -> tuple[str, Record]:
+    """A record that stays as it is while others are gathered: whoever makes records may use one buffer for all."""
+    key, record = pair
+    return pair if block == 1 else (key, {n: v if isinstance(v, str) else np.array(v) for n, v in record.items()})
+
+
+def _write_block(sink: StoreSink, writer: RowWriter, records: Sequence[tuple[str, Record]]) -> None:
+    candidates = [Candidate(key=key) for key, _ in records]
+    admissions = sink.admit(candidates, grow=True)
+    entered = [sink.enter(admission.ticket) if admission.ticket else admission for admission in admissions]
+    todo = [(entry.ticket, record) for entry, (_, record) in zip(entered, records, strict=True) if entry.ticket]
+    for tickets, rows in runs_of([(ticket, writer.encode(record)) for ticket, record in todo]):
+        for ticket, written in zip(
+            tickets, writer.write_rows(tickets[0].folder, tickets[0].position, rows), strict=True
+        ):
+            sink.commit(Commit(ticket=ticket, written=written))
 
 
 def _cut_torn_keys(disk: Disk, part: OpenPart) -> None:

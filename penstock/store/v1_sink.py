@@ -3,6 +3,7 @@
 import json
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -56,10 +57,13 @@ class V1Sink:
         self._prepare(append)
         self._claim = Claim(self.side, shared=shared)
         self._claim.acquire()
-        self._open()
         self._names: dict[str, int] = {}
         self._text_end = 0
-        self._recover()
+        with ExitStack() as undo:
+            undo.callback(self.release)
+            self._open()
+            self._recover()
+            undo.pop_all()
         self._next = self._assigned = self.total
 
     def writer(self) -> RowWriter:

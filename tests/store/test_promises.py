@@ -10,6 +10,7 @@ import shutil
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -578,3 +579,17 @@ def test_recomputing_a_row_of_a_sealed_part_leaves_readers_of_the_old_version_un
     assert same(fresh[2], record(70))
     assert not (path / "part-00000").exists()
     assert old.digest() != fresh.digest()
+
+
+def test_write_store_keeps_every_row_when_its_caller_reuses_one_buffer(tmp_path: Path) -> None:
+    schema = Schema([Field(name="vector", dtype="float32", shape=(5,))])
+    buffer = np.zeros(5, np.float32)
+
+    def records() -> Iterator[tuple[str, Record]]:
+        for n in range(50):
+            buffer[:] = n
+            yield f"k{n}", {"vector": buffer}
+
+    write_store(tmp_path / "s", schema, records())
+    store = open_store(tmp_path / "s")
+    assert [float(store[n]["vector"][0]) for n in range(50)] == list(range(50))
