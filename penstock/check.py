@@ -218,7 +218,7 @@ def _manifest(path: Path, book: Book) -> Manifest | None:
 
 def _check_entry(entry: PartEntry) -> None:
     """Raises StoreCorrupt where an entry holds what no penstock writes, so that everything after may trust its types."""
-    counts = {"rows": entry.rows, "done": entry.done, "failed": entry.failed}
+    counts: dict[str, object] = {"rows": entry.rows, "done": entry.done, "failed": entry.failed}
     blobs = entry.blob_bytes.items() if isinstance(entry.blob_bytes, dict) else [("", None)]
     counts |= {f"blob_bytes.{name}": size for name, size in blobs}
     wrong = {name: value for name, value in counts.items() if type(value) is not int or value < 0}

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.v1_writer import RECORD_BYTES, append, tear, write_config, write_v1
 
 from penstock.check import Findings, verify
 from penstock.check_boxes import iou, tight_boxes
@@ -17,6 +16,7 @@ from penstock.store import write_store
 from penstock.store.disk import Disk
 from penstock.store.v1_schema import V1_SCHEMA
 from penstock.store.v1_sink import V1Sink
+from tests.v1_writer import RECORD_BYTES, append, tear, write_config, write_v1
 
 SCHEMA = Schema(
     [

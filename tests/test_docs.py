@@ -116,6 +116,10 @@ def blocks_of(page: Path) -> list[Block]:
     return found
 
 
+RUNNING = [page for page in PAGES if page != READMES[1] and any(block.runs for block in blocks_of(page))]
+"""Pages with blocks to run. The second README has those of the first: `test_readmes_agree`."""
+
+
 def headings_of(page: Path) -> list[str]:
     """The headings of a page, without those in blocks."""
     inside, found = False, []
@@ -161,7 +165,7 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Path], 
     return put
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if any(block.runs for block in blocks_of(page))], ids=ids)
+@pytest.mark.parametrize("page", RUNNING, ids=ids)
 def test_every_block_runs(
     page: Path,
     material: Callable[[str, Path], None],

@@ -2,7 +2,6 @@
 
 import bisect
 import ctypes
-import ctypes.util
 import mmap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -218,8 +217,7 @@ def committed_rows(folder: Path, entry: PartEntry, layout: Layout) -> int:
 
 
 def _resident_share(spans: Sequence[tuple[mmap.mmap, int, int]]) -> float:
-    name = ctypes.util.find_library("c")
-    mincore = getattr(ctypes.CDLL(name, use_errno=True), "mincore", None) if name else None
+    mincore = getattr(ctypes.CDLL(None), "mincore", None)
     if mincore is None or not spans:
         return 1.0
     held = total = 0
