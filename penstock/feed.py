@@ -13,7 +13,7 @@ import numpy as np
 
 from penstock.buffers import Batch, BufferPool, Transfers, Values
 from penstock.errors import BudgetExceeded, PenstockError, UsageError
-from penstock.fill import Filler, Job, Part, Tally, choose_io
+from penstock.fill import Filler, Job, Part, Tally, choose_io, should_warm
 from penstock.samplers import Sampler
 from penstock.source import Source
 
@@ -137,9 +137,10 @@ class Feed(Iterator[Batch]):
         self._filled: queue.SimpleQueue[Part] = queue.SimpleQueue()
         self._ended = ""
         self._pid = os.getpid()
+        self._warming: threading.Thread | None = None
         self._lists = [field.name for field in filler.schema.fields if field.is_variable]
         self._row_bytes = sum(field.item_bytes for field in filler.schema.fields if not field.is_variable)
-        stopped = threading.Event()
+        self._stopped = stopped = threading.Event()
         arguments = (self._tasks, self._filled, filler, stopped)
         self._threads = [
             threading.Thread(target=_work, args=arguments, name=f"penstock-loader-{n}", daemon=True)
@@ -172,7 +173,7 @@ class Feed(Iterator[Batch]):
         if self._finalizer.alive:
             self._ended = reason
         self._finalizer()
-        for thread in self._threads:
+        for thread in (*self._threads, *([self._warming] if self._warming else [])):
             thread.join()
         self._jobs.clear()
 
@@ -238,8 +239,14 @@ class Feed(Iterator[Batch]):
         return job
 
     def _measure(self, rows: np.ndarray) -> None:
-        mode, self._progress.residency = choose_io(self._filler, rows[:RESIDENCY_ROWS])
+        mode, share = choose_io(self._filler, rows[:RESIDENCY_ROWS])
+        self._progress.residency = share
         self._filler.io = mode if self._how.io == "auto" else self._how.io
+        if self._how.io == "auto" and self._warming is None and should_warm(self._filler, share):
+            warm = self._filler.source.warm  # type: ignore[attr-defined]  # should_warm looked
+            given = {"fields": self._filler.gathered, "stopped": self._stopped.is_set}
+            self._warming = threading.Thread(target=warm, kwargs=given, name="penstock-loader-warm", daemon=True)
+            self._warming.start()
 
     def _batch(self, job: Job) -> Batch:
         self._progress.num_bytes += self._row_bytes * len(job.rows)

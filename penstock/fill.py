@@ -37,6 +37,9 @@ RETRY_WAITS_S = (0.02, 0.1, 0.5)
 MAX_SUBSTITUTES = 8
 """Rows tried in place of a bad one before its error is raised."""
 
+WARM_SHARE = 0.6
+"""From this share of resident pages on, data count as warm."""
+
 LARGE_ROW_BYTES = 1 << 16
 """From here on a positioned read of a cold row beats page faults."""
 
@@ -306,10 +309,25 @@ def choose_io(filler: Filler, rows: np.ndarray) -> tuple[str, float | None]:
     named = _accepts(filler.source, "residency", "fields")
     share = float(probe(rows, filler.gathered) if named else probe(rows))
     row_bytes = sum(filler.read_schema[name].item_bytes for name in filler.gathered)
-    if share >= 0.6 or row_bytes < LARGE_ROW_BYTES:
+    if share >= WARM_SHARE or row_bytes < LARGE_ROW_BYTES:
         return "mmap", share
-    memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return ("pread" if row_bytes * filler.num_rows < memory_bytes / 2 else "direct"), share
+    return ("pread" if _data_bytes(filler) < _memory_bytes() / 2 else "direct"), share
+
+
+def should_warm(filler: Filler, share: float | None) -> bool:
+    """Whether reading all of the data once, in order, beats a seek per row: cold small rows that fit into half of memory."""
+    if share is None or share >= WARM_SHARE or not hasattr(filler.source, "warm"):
+        return False
+    small = sum(filler.read_schema[name].item_bytes for name in filler.gathered) < LARGE_ROW_BYTES
+    return small and _data_bytes(filler) < _memory_bytes() / 2
+
+
+def _data_bytes(filler: Filler) -> int:
+    return filler.num_rows * sum(filler.read_schema[name].item_bytes for name in filler.gathered)
+
+
+def _memory_bytes() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _accepts(source: object, method: str, parameter: str) -> bool:

@@ -396,7 +396,10 @@ class TestPipe:
             done = subprocess.run(words, input=content, capture_output=True, timeout=60)
             assert done.returncode == 0, done.stderr
             assert counts(json.loads(done.stdout)) == (ROWS, ROWS, 0, 0, 0)
-            assert data_files(tmp_path / name) == data_files(tmp_path / "file")
+            left, right = data_files(tmp_path / name), data_files(tmp_path / "file")
+            for files in (left, right):
+                del files["part-00000/_rows.bin"]  # it holds the name of the file
+            assert left == right
 
     def test_a_pipe_that_breaks_off_keeps_what_came(self, shards: Path, tmp_path: Path) -> None:
         content = (shards / "good.tar").read_bytes()

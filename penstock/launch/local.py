@@ -13,6 +13,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import contextmanager
 from dataclasses import replace
+from multiprocessing import resource_tracker
 from pathlib import Path
 
 from pebble import ProcessExpired, ProcessPool
@@ -67,6 +68,8 @@ class Local:
             initargs=(pickle.dumps(work), os.getpid()),
         )
         try:
+            with _signals_held_back():
+                assert pool.active  # starts the workers, in this thread
             yield from self._drive(pool, itertools.chain(first, batches))
             pool.close()  # type: ignore[no-untyped-call]  # pebble types its methods in part
             pool.join()
@@ -128,6 +131,7 @@ def _signals_held_back() -> Iterator[None]:
 
     A worker that died before it had read what it is sent would block the driver for good.
     """
+    resource_tracker.ensure_running()  # it unblocks these signals when it starts, so it must have done so
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
         yield

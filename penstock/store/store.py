@@ -3,7 +3,7 @@
 import bisect
 import ctypes
 import mmap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -155,6 +155,17 @@ class Store:
             spans += part.residency(np.array([local]), names)
         return _resident_share(spans)
 
+    def warm(self, fields: Sequence[str] | None = None, *, stopped: Callable[[], bool] = lambda: False) -> None:
+        """Reads fixed fields once, in order, into the page cache: small rows in random order would cost a seek each.
+
+        Args:
+            fields: names of fixed fields; None for all of them.
+            stopped: asked every few megabytes; True ends it.
+        """
+        names = self._fixed if fields is None else [name for name in fields if name in self._fixed]
+        for part in self.parts:
+            part.warm(names, stopped)
+
     def _locate(self, index: int) -> tuple[Part, int]:
         number = bisect.bisect_right(self._ends, index)
         part = self.parts[number]
@@ -220,15 +231,22 @@ def _resident_share(spans: Sequence[tuple[mmap.mmap, int, int]]) -> float:
     mincore = getattr(ctypes.CDLL(None), "mincore", None)
     if mincore is None or not spans:
         return 1.0
+    bases = {
+        id(data): np.frombuffer(data, np.uint8).ctypes.data
+        for data in {id(span[0]): span[0] for span in spans}.values()
+    }
+    flags = ctypes.create_string_buffer(max(length for _, _, length in spans) // mmap.PAGESIZE + 2)
     held = total = 0
     for data, start, length in spans:
         first = start - start % mmap.PAGESIZE
-        pages = -(-(start + length - first) // mmap.PAGESIZE)
-        address = np.frombuffer(data, np.uint8).ctypes.data + first
-        flags = np.zeros(pages, np.uint8)
-        size = ctypes.c_size_t(start + length - first)
-        if mincore(ctypes.c_void_p(address), size, ctypes.c_void_p(flags.ctypes.data)) != 0:
+        size = start + length - first
+        if mincore(ctypes.c_void_p(bases[id(data)] + first), ctypes.c_size_t(size), flags) != 0:
             return 1.0
-        held += int((flags & 1).sum())
+        pages = -(-size // mmap.PAGESIZE)
+        held += (
+            sum(flag & 1 for flag in flags.raw[:pages])
+            if pages < 64
+            else int((np.frombuffer(flags, np.uint8, pages) & 1).sum())
+        )
         total += pages
     return held / total
