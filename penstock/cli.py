@@ -124,11 +124,23 @@ def convert_sa1b_tar(
     from penstock.convert import convert_sa1b_tar as run
 
     config = ConvertConfig(
-        tar_path=tuple("-" if path == _STDIN else path for path in tar_path), output_dir=output_dir, layout=layout, image_codec=image_codec, feature_dtype=feature_dtype,
-        fields=tuple(name.strip() for name in fields.split(",") if name.strip()), image_size=image_size,
-        model_type=model_type, workers=workers, max_samples=max_samples, max_failures=max_failures,
-        retry_failed=retry_failed, append=append, durability=durability, part_rows=part_rows, timeout_s=timeout_s,
-    )  # fmt: skip
+        tar_path=tuple("-" if path == _STDIN else path for path in tar_path),
+        output_dir=output_dir,
+        layout=layout,
+        image_codec=image_codec,
+        feature_dtype=feature_dtype,
+        fields=tuple(name.strip() for name in fields.split(",") if name.strip()),
+        image_size=image_size,
+        model_type=model_type,
+        workers=workers,
+        max_samples=max_samples,
+        max_failures=max_failures,
+        retry_failed=retry_failed,
+        append=append,
+        durability=durability,
+        part_rows=part_rows,
+        timeout_s=timeout_s,
+    )
     if dry_run:
         plan = plan_sa1b_tar(config)
         rows = plan["rows"]

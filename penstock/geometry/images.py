@@ -95,10 +95,8 @@ def decode_picture(content: bytes, *, expected_hw: tuple[int, int] | None = None
     """
     header = picture_header(content)
     turn = _decided_turn(header, expected_hw)
-    if header.format == "JPEG" and header.mode in ("RGB", "L"):
-        pixels = _decode_jpeg(content)
-    else:
-        pixels = _decode_with_pillow(content)
+    is_plain_jpeg = header.format == "JPEG" and header.mode in ("RGB", "L")
+    pixels = _decode_jpeg(content) if is_plain_jpeg else _decode_with_pillow(content)
     return np.ascontiguousarray(_turned(pixels, turn))
 
 

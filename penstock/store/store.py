@@ -246,7 +246,7 @@ def _resident_share(spans: Sequence[tuple[mmap.mmap, int, int]]) -> float:
         held += (
             sum(flag & 1 for flag in flags.raw[:pages])
             if pages < 64
-            else int((np.frombuffer(flags, np.uint8, pages) & 1).sum())
+            else int((np.frombuffer(flags.raw, np.uint8, pages) & 1).sum())
         )
         total += pages
     return held / total

@@ -18,7 +18,7 @@ from penstock.store.keys import encode_keys, line_ends
 from penstock.store.manifest import Manifest
 from penstock.store.rows import DONE, FAILED, KEYS, Ledger, stamp
 from penstock.store.sink import COMMIT_BYTES
-from penstock.store.v1 import CONFIG, SIDE, V1_LAYOUT, open_v1, read_config, write_config
+from penstock.store.v1 import CONFIG, REBUILDING, SIDE, V1_LAYOUT, open_v1, read_config, write_config
 from penstock.store.v1_schema import V1_SCHEMA
 from penstock.store.write import RowWriter, Ticket
 
@@ -160,6 +160,8 @@ class V1Sink:
 
     def _prepare(self, append: bool) -> None:
         """Refuses what is not ours to write, before anything is touched."""
+        if (self.path / CONFIG).exists() and read_config(self.path).get("bbox_format") == REBUILDING:
+            raise OutputRefused(f"{self.path}: a repair was interrupted; run the same penstock repair again first")
         if (self.side / RECIPE).exists():
             known = json.loads((self.side / RECIPE).read_bytes())
             Manifest(schema=V1_SCHEMA, identity=known).check_identity(self.path, self.identity, V1_SCHEMA)
