@@ -4,7 +4,8 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -275,29 +276,37 @@ def _job(
         latest[:] = [report]
         progress.job(report)
 
-    previous = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     problem = ""
+    with _handling(on_signal):
+        try:
+            with Progress(quiet=quiet or json) as progress:
+                report = run(lambda report: on_progress(report, progress), lambda: caught[0].name if caught else "")
+        except (BudgetExceeded, StoreError) as error:
+            if not latest:
+                raise
+            report, problem = replace(latest[0]), str(error)
+            report.interrupted = report.interrupted or type(error).__name__
+            report.notes["error"] = problem
+        try:
+            save_report(report, output)
+        except OSError as error:  # a full disk, say: the counts are printed all the same
+            report.report = ""
+            print(f"penstock: no report could be written: {error}", file=sys.stderr)
+        print(dump_json(report.to_json()) if json else report.summary(), flush=True)
+        if not json:
+            _explain(report, problem)
+    return 128 + caught[0] if caught else report.exit_code
+
+
+@contextmanager
+def _handling(on_signal: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """SIGINT and SIGTERM call this while the job runs and its report is written."""
+    previous = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        with Progress(quiet=quiet or json) as progress:
-            report = run(lambda report: on_progress(report, progress), lambda: caught[0].name if caught else "")
-    except (BudgetExceeded, StoreError) as error:
-        if not latest:
-            raise
-        report, problem = replace(latest[0]), str(error)
-        report.interrupted = report.interrupted or type(error).__name__
-        report.notes["error"] = problem
+        yield
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-    try:
-        save_report(report, output)
-    except OSError as error:  # a full disk, say: the counts are printed all the same
-        report.report = ""
-        print(f"penstock: no report could be written: {error}", file=sys.stderr)
-    print(dump_json(report.to_json()) if json else report.summary())
-    if not json:
-        _explain(report, problem)
-    return 128 + caught[0] if caught else report.exit_code
 
 
 def _explain(report: Report, problem: str) -> None:

@@ -110,6 +110,8 @@ def repair(
     report = RepairReport(path=str(path), layout=kind, dry_run=dry_run)
     disk = disk or Disk()
     tell = on_progress or (lambda done, total: None)
+    if kind == "v1" and boxes and not tars:
+        _refuse_doubtful(path)
     try:
         if kind == "v1":
             _repair_v1(path, Rebuild(path, disk, tars=tars, boxes=boxes, on_progress=tell), disk, report, tell)
@@ -122,6 +124,14 @@ def repair(
     finally:
         disk.close()
     return report
+
+
+def _refuse_doubtful(path: Path) -> None:
+    """Turning boxes that are XYXY already would spoil them, and nothing would show it."""
+    doubts = [doubt for doubt in verify(path).suspicions if doubt.code == "box-convention"]
+    if doubts and read_config(path).get("bbox_format") is None:
+        text = "if they are XYXY, add \"bbox_format\": \"xyxy\" to config.json; or give --tar-path, to make them anew"
+        raise UsageError(f"{path}: {doubts[0].message}; nothing was touched: {text}")
 
 
 def _repair_v1(path: Path, rebuild: Rebuild, disk: Disk, report: RepairReport, tell: Progress) -> None:
