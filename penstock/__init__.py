@@ -1,7 +1,11 @@
 """penstock: the training-data engine for segmentation, tracking and distillation. Five systems on one store."""
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
+
+if sys.platform == "win32":
+    raise ImportError("penstock runs on Linux (in full) and macOS (best effort), not on Windows; WSL 2 is Linux")
 
 __version__ = "0.1.0.dev0"
 

@@ -44,8 +44,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = [_dashed(argument) for argument in (sys.argv[1:] if argv is None else argv)]
     try:
         code = app(arguments, exit_on_error=False, print_error=True)
-    except CycloptsError:
+    except CycloptsError as error:
+        if "--json" in arguments:
+            _print_error(error, arguments)
         return MISUSE
+    except BrokenPipeError:  # `penstock info ... | head`: the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except UsageError as error:
         return _complain(error, arguments, MISUSE)
     except PenstockError as error:
@@ -209,9 +214,9 @@ def verify(path: Path, *, fast: Flag = False, quiet: Flag = False, json: Json = 
     if json:
         print(dump_json(findings.to_json()))
     else:
-        for finding in [*findings.faults, *findings.suspicions]:
-            kind = "fault" if finding in findings.faults else "suspicion"
-            print(f"{kind}: {finding.where}: {finding.message}")
+        for kind, found in (("fault", findings.faults), ("suspicion", findings.suspicions), ("note", findings.notes)):
+            for finding in found:
+                print(f"{kind}: {finding.where}: {finding.message}")
         print(f"{path}: {len(findings.faults)} faults, {len(findings.suspicions)} suspicions")
     return FAULT if findings.faults else OK
 
@@ -330,11 +335,14 @@ def _complain(error: PenstockError, arguments: Sequence[str], code: int) -> int:
     if isinstance(error, (BadData, RowError)):
         code = FAULT
     if "--json" in arguments:
-        command = " ".join(word for word in arguments[:2] if not word.startswith("-"))
-        status = "failed"
-        print(dump_json({"command": command, "status": status, "error": type(error).__name__, "message": str(error)}))
+        _print_error(error, arguments)
     print(f"penstock: {error}", file=sys.stderr)
     return code
+
+
+def _print_error(error: Exception, arguments: Sequence[str]) -> None:
+    command = " ".join(word for word in arguments[:2] if not word.startswith("-"))
+    print(dump_json({"command": command, "status": "failed", "error": type(error).__name__, "message": str(error)}))
 
 
 def _dashed(argument: str) -> str:

@@ -27,9 +27,9 @@ from penstock.store.disk import Disk
 from penstock.store.layout import Layout
 from penstock.store.rows import DONE, FAILED
 from penstock.store.sink import StoreSink
-from penstock.store.state import known_rows
+from penstock.store.state import check_output, known_rows
 from penstock.store.v1_schema import MASK_SIZE
-from penstock.store.v1_sink import V1Sink
+from penstock.store.v1_sink import V1Sink, check_v1_output
 
 COMMAND = "convert sa1b-tar"
 PROBE_ROWS = 3
@@ -156,6 +156,10 @@ def plan_sa1b_tar(config: ConvertConfig) -> dict[str, object]:
     offers, stage = _open_input(config)
     if isinstance(offers.inner, Sa1bTarStream) and "-" in config.tar_path:
         raise UsageError("dry-run: standard input can be read only once; give files")
+    if config.layout == "v1":
+        check_v1_output(config.output_dir, stage.identity(), append=config.append)
+    else:
+        check_output(config.output_dir, stage.identity(), stage.schema)
     known = known_rows(config.output_dir)
     reasons: Counter[str] = Counter()
     probe: list[Candidate] = []
@@ -165,8 +169,7 @@ def plan_sa1b_tar(config: ConvertConfig) -> dict[str, object]:
         if reason in _COMPUTED and not candidate.failure and len(probe) < PROBE_ROWS:
             probe.append(candidate)
     todo = sum(reasons[reason] for reason in _COMPUTED)
-    seconds = _probe(offers, stage, probe)
-    row_bytes = Layout.of(stage.schema).row_bytes
+    seconds, row_bytes = _probe(offers, stage, probe)
     workers = max(1, _workers(config))
     return {
         "command": COMMAND,
@@ -323,22 +326,25 @@ def _why(candidate: Candidate, known: dict[str, tuple[int, int]], retry_failed: 
     state, cheap = known.get(candidate.key, (0, 0))
     if not state:
         return "missing"
-    if cheap not in (candidate.cheap, 0):
+    if cheap not in (candidate.input_key, 0):
         return "changed input"
     if state == FAILED:
         return "failed before" if retry_failed else "failed before, not retried"
     return "done" if state == DONE else "missing"
 
 
-def _probe(offers: _Peeked, stage: Sa1bConvert, candidates: list[Candidate]) -> float:
+def _probe(offers: _Peeked, stage: Sa1bConvert, candidates: list[Candidate]) -> tuple[float, int]:
+    """Seconds and bytes of a row, from the first few; only the layout's fixed bytes where none can be read."""
     stage.setup("cpu")
-    started, tried = time.perf_counter(), 0
+    layout = Layout.of(stage.schema)
+    started, blob_bytes = time.perf_counter(), []
     for candidate in candidates:
-        record = _read(offers, candidate)
-        if record is not None:
-            try:
-                stage([record])
-            except BadData:
-                continue  # only its time counts here
-            tried += 1
-    return (time.perf_counter() - started) / max(1, tried)
+        try:
+            record = _read(offers, candidate)
+            row = stage([record])[0] if record is not None else {}
+        except BadData:
+            continue  # met again, recorded and counted, when the job comes to it
+        values = [row.get(blob.field.name) for blob in layout.blobs]
+        blob_bytes.append(sum(value.nbytes for value in values if isinstance(value, np.ndarray)))
+    tried = max(1, len(blob_bytes))
+    return (time.perf_counter() - started) / tried, layout.row_bytes + sum(blob_bytes) // tried

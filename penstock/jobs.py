@@ -3,184 +3,66 @@
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Protocol
 
-import numpy as np
-import xxhash
-
-from penstock.errors import BudgetExceeded, OutputFull, SchemaError
+from penstock.errors import BudgetExceeded
 from penstock.report import Budget, Outcome, Report
-from penstock.schema import Record, Schema
 from penstock.source import Candidate, Offers
 from penstock.store.commit import Admission, Commit, origin_hash
-from penstock.store.write import Encoded, RowWriter, Ticket, Written, runs_of
+from penstock.store.write import RowWriter, Ticket
+from penstock.work import Finished, Order, Stage, Work
 
 HOPELESS_ROWS = 100
 """A run whose first so many rows all failed stops: something is wrong with all of them."""
 
 
-class Stage(Protocol):
-    """Records in, records out; usually holds a model. Pickles; loads what is heavy in `setup`."""
-
-    @property
-    def name(self) -> str:
-        """Its name in recipes."""
-        ...
-
-    @property
-    def version(self) -> int:
-        """Raised whenever the same input would give other bytes than before."""
-        ...
-
-    @property
-    def bitwise(self) -> bool:
-        """Whether the same input always gives the same bytes."""
-        ...
-
-    @property
-    def batch_size(self) -> int:
-        """Rows per call. Which rows share a call is fixed by the plan, never by timing."""
-        ...
-
-    @property
-    def schema(self) -> Schema:
-        """The fields of the records that come out."""
-        ...
-
-    def identity(self) -> dict[str, object]:
-        """What defines the output, as plain values: parameters, model, weights."""
-        ...
-
-    def setup(self, device: str) -> None:
-        """Loads what is needed, once per worker."""
-        ...
-
-    def __call__(self, records: list[Record]) -> list[Record]:
-        """One record out for each one in.
-
-        Raises:
-            BadData: what a record says is wrong; with several records the job finds out which.
-        """
-        ...
-
-
 class Sink(Protocol):
     """Where rows go: `StoreSink`, `V1Sink`."""
 
-    def writer(self) -> RowWriter: ...
+    def writer(self) -> RowWriter:
+        """What a worker writes rows with; pickles."""
+        ...
+
     def admit(
         self, candidates: Sequence[Candidate], *, retry_failed: bool = False, grow: bool = False
-    ) -> list[Admission]: ...
-    def enter(self, ticket: Ticket) -> Admission: ...
-    def recompute(self, candidate: Candidate) -> Ticket | None: ...
-    def commit(self, commit: Commit) -> None: ...
-    def flush(self) -> None: ...
-    def close(self, *, complete: bool) -> None: ...
-    def release(self) -> None: ...
+    ) -> list[Admission]:
+        """Finds or plans the row of each candidate, in order."""
+        ...
+
+    def enter(self, ticket: Ticket) -> Admission:
+        """Takes the claim that a ticket needs, right before its row is computed."""
+        ...
+
+    def recompute(self, candidate: Candidate) -> Ticket | None:
+        """Leave to replace a done row whose input has changed; None if another driver holds it."""
+        ...
+
+    def commit(self, commit: Commit) -> None:
+        """Takes one finished row; flushes now and then."""
+        ...
+
+    def flush(self) -> None:
+        """Makes what was taken outlive a kill, or a power cut."""
+        ...
+
+    def close(self, *, complete: bool) -> None:
+        """Flushes, seals what is whole, releases every claim."""
+        ...
+
+    def release(self) -> None:
+        """Releases every claim without a flush. Safe to call twice."""
+        ...
+
     @property
-    def wants_drain(self) -> bool: ...
+    def wants_drain(self) -> bool:
+        """Whether rows in flight should finish before more are handed out."""
+        ...
+
     @property
-    def held(self) -> frozenset[str]: ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Order:
-    """One row for a worker: compute and write it, or (without a ticket) only hash its input."""
-
-    candidate: Candidate
-    ticket: Ticket | None = None
-    admission: Admission | None = None
-    attempt: int = 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finished:
-    """What a worker says of an order: written, or an error. `fatal` stops the run: it is not the row's fault."""
-
-    content: int = 0
-    written: Written | None = None
-    error: str = ""
-    message: str = ""
-    fatal: BaseException | None = None
-
-
-@dataclass(kw_only=True)
-class Work:
-    """What a worker does with a batch of orders. Pickles into workers; the stage is set up on the first call."""
-
-    offers: Offers | None
-    """None where candidates carry their records."""
-    stage: Stage
-    writer: RowWriter
-    device: str = "cpu"
-    is_ready: bool = False
-
-    def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "is_ready": False}
-
-    def __call__(self, orders: Sequence[Order]) -> list[Finished]:
-        """Computes and writes each row; errors become outcomes, one per order."""
-        if not self.is_ready:
-            self.stage.setup(self.device)
-            self.is_ready = True
-        fetched = [self._fetch(order) for order in orders]
-        good = [number for number, (record, _) in enumerate(fetched) if record is not None and orders[number].ticket]
-        computed = self._compute([fetched[number][0] for number in good])  # type: ignore[misc]  # None was sorted out
-        results = [finished for _, finished in fetched]
-        rows: list[tuple[Ticket, Encoded]] = []
-        places: dict[Ticket, int] = {}
-        for number, result in zip(good, computed, strict=True):
-            ticket = orders[number].ticket
-            encoded = self._encode(result)
-            if isinstance(encoded, Finished):
-                results[number] = replace(encoded, content=results[number].content)
-            elif ticket is not None:
-                rows.append((ticket, encoded))
-                places[ticket] = number
-        for tickets, values in runs_of(rows):
-            for ticket, finished in zip(tickets, self._write(tickets, values), strict=True):
-                results[places[ticket]] = replace(finished, content=results[places[ticket]].content)
-        return results
-
-    def _fetch(self, order: Order) -> tuple[Record | None, Finished]:
-        candidate = order.candidate
-        try:
-            record = candidate.record
-            if candidate.index is not None and self.offers is not None:
-                record = self.offers[candidate.index]
-        except Exception as error:  # noqa: BLE001  # the per-row boundary: recorded, counted, budgeted
-            return None, _failed(error)
-        if record is None:
-            return None, Finished(error="SchemaError", message=f"{candidate.key}: offered without a record")
-        return record, Finished(content=hash_record(record))
-
-    def _compute(self, records: list[Record]) -> list[Record | Exception]:
-        if not records:
-            return []
-        try:
-            return list(self.stage(records))
-        except Exception as error:  # noqa: BLE001  # the per-row boundary: recorded, counted, budgeted
-            if len(records) == 1:
-                return [error]
-        half = len(records) // 2  # one of them is bad: find it, keep the others
-        return self._compute(records[:half]) + self._compute(records[half:])
-
-    def _encode(self, result: Record | Exception) -> Encoded | Finished:
-        if isinstance(result, Exception):
-            return _failed(result)
-        try:
-            return self.writer.encode(result)
-        except SchemaError as error:
-            return _failed(error)
-
-    def _write(self, tickets: Sequence[Ticket], rows: Sequence[Encoded]) -> list[Finished]:
-        try:
-            written = self.writer.write_rows(tickets[0].folder, tickets[0].position, rows)
-        except OSError as error:
-            name, message = type(error).__name__, str(error)
-            return [Finished(error=name, message=message, fatal=error) for _ in tickets]
-        return [Finished(written=done) for done in written]
+    def held(self) -> frozenset[str]:
+        """Parts that another driver was seen to hold."""
+        ...
 
 
 class Launcher(Protocol):
@@ -384,7 +266,7 @@ class Job:
             key=f"{candidate.key}@{candidate.origin}", origin=candidate.origin, cheap=candidate.cheap, index=candidate.index,
             record=candidate.record, failure=f"{text}; this one is in {candidate.origin}",
         )  # fmt: skip
-        (again,) = self.sink.admit([double], grow=self.is_stream)
+        (again,) = self.sink.admit([double], grow=True)  # one part for all of them
         fresh = self._admit(double, again)
         if fresh is not None:
             self._again.append(fresh)
@@ -400,19 +282,3 @@ class Job:
         if self.budget is not None and not self.budget.allows(report.failed, max(report.planned, 1000)):
             report.interrupted = "failure budget"
             raise BudgetExceeded(f"{report.failed} of {report.planned} rows failed, the budget is {self.budget}")
-
-
-def hash_record(record: Record) -> int:
-    """xxh3_64 over all values of a record, field by field in order of name; never 0."""
-    digest = xxhash.xxh3_64()
-    for name in sorted(record):
-        value = record[name]
-        raw = value.encode() if isinstance(value, str) else np.ascontiguousarray(value).reshape(-1).view(np.uint8)
-        digest.update(f"{name} {len(raw)}\n".encode())
-        digest.update(raw if isinstance(raw, bytes) else raw.data)
-    return digest.intdigest() or 1
-
-
-def _failed(error: Exception) -> Finished:
-    fatal = error if isinstance(error, (OutputFull, MemoryError, ImportError)) else None
-    return Finished(error=type(error).__name__, message=str(error) or repr(error), fatal=fatal)

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from penstock.check import columns_of, layout_of
+from penstock.check import columns_of, layout_of, verify
 from penstock.check_ledger import Lines, check_v1_ledger, damaged_records, expected_index
 from penstock.check_v1 import FILES, rows_still_right, sizes_of
 from penstock.check_values import Scan, scan
@@ -130,7 +130,7 @@ def _refuse_doubtful(path: Path) -> None:
     """Turning boxes that are XYXY already would spoil them, and nothing would show it."""
     doubts = [doubt for doubt in verify(path).suspicions if doubt.code == "box-convention"]
     if doubts and read_config(path).get("bbox_format") is None:
-        text = "if they are XYXY, add \"bbox_format\": \"xyxy\" to config.json; or give --tar-path, to make them anew"
+        text = 'if they are XYXY, add "bbox_format": "xyxy" to config.json; or give --tar-path, to make them anew'
         raise UsageError(f"{path}: {doubts[0].message}; nothing was touched: {text}")
 
 

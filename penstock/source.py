@@ -63,6 +63,12 @@ class Candidate:
     failure: str = ""
     """Why the row cannot be read, where that is known already (a lone member of a pair, say)."""
 
+    @property
+    def input_key(self) -> int:
+        """What the row's ledger remembers of the input: `cheap`, or for a row that cannot be read, why it cannot. A cut
+        member has the size in its header that the whole one has, so `cheap` alone would not tell when it is mended."""
+        return xxhash.xxh3_64_intdigest(f"{self.cheap} {self.failure}".encode()) if self.failure else self.cheap
+
 
 @dataclass(frozen=True)
 class Problem:

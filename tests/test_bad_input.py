@@ -390,19 +390,59 @@ class TestFullDisk:
         assert data_files(tmp_path / "full") == data_files(tmp_path / "clean")
 
     @pytest.mark.parametrize("workers", [0, 2])
-    def test_a_real_one(self, workers: int, tmp_path: Path, small_disk: Path) -> None:
-        make_sa1b_tar(tmp_path / "a.tar", 60, **SMALL)
+    def test_a_real_one_that_fills_up_while_a_pipe_is_read(
+        self, workers: int, tmp_path: Path, small_disk: Path
+    ) -> None:
+        """How much is to come is not known beforehand."""
+        make_sa1b_tar(tmp_path / "a.tar.gz", 60, mode="w:gz", **SMALL)
         fields = ["--json", "--fields", "image"]
-        done = command(*converting(tmp_path / "a.tar", small_disk / "s", *fields, workers=workers))
+        done = command(*converting(tmp_path / "a.tar.gz", small_disk / "s", *fields, workers=workers))
         assert done.returncode == 1, done.stderr
         assert "Traceback" not in done.stderr
         report = json.loads(done.stdout)
-        assert "no room left" in json.dumps(report)
-        assert str(small_disk / "s") in json.dumps(report)
+        assert "no room left" in report["error"] or "no room left" in report["message"]
+        assert str(small_disk / "s") in done.stdout
         (small_disk / "ballast").unlink()
-        done = command(*converting(tmp_path / "a.tar", small_disk / "s", *fields))
+        done = command(*converting(tmp_path / "a.tar.gz", small_disk / "s", *fields))
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["rows"]["done"] == 60
+
+    def test_a_real_one_that_others_fill_up_meanwhile(self, tmp_path: Path, small_disk: Path) -> None:
+        make_sa1b_tar(tmp_path / "a.tar", 20, **SMALL)
+        ballast = small_disk / "ballast"
+        ballast.write_bytes(bytes(200 << 10))
+        config = ConvertConfig(
+            tar_path=(str(tmp_path / "a.tar"),),
+            output_dir=small_disk / "s",
+            workers=0,
+            image_size=32,
+            fields=("image",),
+        )
+
+        def fill(report: object) -> None:
+            if report.done == 5:  # type: ignore[attr-defined]
+                free = shutil.disk_usage(small_disk).free
+                with ballast.open("ab") as file:
+                    file.write(bytes(free - 6000))
+
+        with pytest.raises(OutputFull, match="no room left"):
+            convert_sa1b_tar(config, on_progress=fill)
+        ballast.unlink()
+        report = convert_sa1b_tar(config)
+        assert (report.exit_code, report.done) == (0, 20)
+        clean = dataclasses.replace(config, output_dir=tmp_path / "clean")
+        convert_sa1b_tar(clean)
+        assert data_files(small_disk / "s") == data_files(tmp_path / "clean")
+
+    @pytest.mark.parametrize("layout", ["store", "v1"])
+    def test_what_does_not_fit_is_refused_before_anything_is_computed(
+        self, layout: str, tmp_path: Path, small_disk: Path, run: Run
+    ) -> None:
+        make_sa1b_tar(tmp_path / "a.tar", 60 if layout == "store" else 2, **(SMALL if layout == "store" else {}))
+        code, report = run(*converting(tmp_path / "a.tar", small_disk / "s", layout=layout))
+        assert (code, report["error"]) == (1, "OutputFull")
+        assert str(small_disk / "s") in report["message"]
+        assert re.search(r"\d+ (bytes )?are free", report["message"])
 
 
 @contextmanager
@@ -417,7 +457,7 @@ def mounted(folder: Path, options: str) -> Iterator[None]:
     try:
         yield
     finally:
-        subprocess.run(["umount", folder], check=True)
+        subprocess.run(["umount", "--lazy", folder], check=True)  # a map of it may still be open
 
 
 @pytest.fixture

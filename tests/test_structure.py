@@ -23,18 +23,23 @@ LAYERS = [
     ["source", "store", "samplers", "registry", "settings"],
     ["readers", "models", "exporters", "loader", "buffers", "feed", "fill"],
     ["stages", "check", "check_boxes", "check_ledger", "check_v1", "check_values", "repair", "repair_boxes", "search"],
-    ["jobs", "launch", "train", "convert"],
+    ["jobs", "work", "launch", "train", "convert"],
     ["viewer", "cli", "compat", "testing", "recipes", "progress", "report_page", "__main__"],
 ]
 """DESIGN.md section 5: a module imports from its own layer and from those before it."""
 LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}
 
-APART = {"jobs": {"readers", "models", "stages", "check"}, "store": {"models", "stages"}, "viewer": {"stages"}}
+APART = {
+    "jobs": {"readers", "models", "stages", "check"},
+    "work": {"readers", "models", "stages"},
+    "store": {"models", "stages"},
+    "viewer": {"stages"},
+}
 """What a module must not import although its layer would allow it."""
 
 MODULE_LINES, FUNCTION_LINES, POSITIONAL = 400, 60, 5
-BROAD_EXCEPT = {"jobs.py": 2, "feed.py": 2}
-"""The per-row boundary of jobs (fetch, compute), and the two threads of the loader: a row never kills a run."""
+BROAD_EXCEPT = {"work.py": 2, "feed.py": 1}
+"""The per-row boundary of jobs (fetch, compute), and the thread that fills the loader: a row never kills a run."""
 
 
 @cache
@@ -138,11 +143,16 @@ def test_only_the_command_line_prints() -> None:
     none_of(call for call in calls if not call.startswith("cli.py:"))
 
 
+def is_bare_raise(node: ast.stmt) -> bool:
+    """Clean up and let it pass: nothing is caught."""
+    return isinstance(node, ast.Raise) and node.exc is None
+
+
 def test_every_exception_is_caught_at_the_row_boundaries_only() -> None:
     found: dict[str, int] = {}
     for path in SOURCES:
         for node in ast.walk(tree_of(path)):
-            if isinstance(node, ast.ExceptHandler):
+            if isinstance(node, ast.ExceptHandler) and not is_bare_raise(node.body[-1]):
                 names = {one.id for one in ast.walk(node.type) if isinstance(one, ast.Name)} if node.type else {"all"}
                 if names & {"Exception", "BaseException", "all"}:
                     name = str(path.relative_to(PACKAGE))

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from pebble import ProcessExpired, ProcessPool
 
-from penstock.jobs import Finished, Order, Work
+from penstock.work import Finished, Order, Work
 
 Batch = Sequence[Order]
 Results = Sequence[Finished]

@@ -9,7 +9,8 @@ part.py      reading one part                         store.py     Store, over a
 direct.py    reads past the page cache                v1.py        the seed's directories
 """
 
-from penstock.store.sink import StoreSink, write_store
+from penstock.store.bulk import write_store
+from penstock.store.sink import StoreSink
 from penstock.store.store import Store
 from penstock.store.v1 import open_store
 

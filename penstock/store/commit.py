@@ -1,5 +1,7 @@
 """What driver, ledger and sinks say to each other: admissions, commits, and the lines they become on disk."""
 
+import errno
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
-from penstock.errors import OutputRefused
+from penstock.errors import OutputFull, OutputRefused
 from penstock.store.rows import DONE, FAILED, Ledger
 from penstock.store.write import Ticket, Written
 
@@ -84,6 +86,17 @@ def refuse_foreign(path: Path) -> None:
         raise OutputRefused(
             f"{path}: holds {', '.join(held)}; expected a penstock store or an empty folder; nothing was touched"
         )
+
+
+def require_room(path: Path, size: int) -> None:
+    """Makes sure that what is planned fits, before anything is computed.
+
+    Raises:
+        OutputFull: it does not.
+    """
+    free = shutil.disk_usage(path).free
+    if free < size:
+        raise OutputFull(errno.ENOSPC, f"{path}: {size:,} bytes are planned, {free:,} are free; nothing was computed")
 
 
 def origin_hash(origin: str) -> int:

@@ -56,9 +56,9 @@ class Keys(Sequence[str]):
 
     def find(self, keys: Sequence[str]) -> dict[str, int]:
         """Row of each of these keys that is here."""
-        _, _, table = self._open()
-        if not len(table):
+        if not self._rows:
             return {}
+        _, _, table = self._open()
         wanted = np.fromiter((hash_key(key) for key in keys), np.uint64, len(keys))
         hashes = table["hash"]
         places = np.searchsorted(hashes, wanted)

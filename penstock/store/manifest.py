@@ -2,11 +2,11 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from penstock.errors import RecipeMismatch, SourceNotFound, StoreCorrupt, StoreUnsupported
+from penstock.errors import RecipeMismatch, SchemaError, SourceNotFound, StoreCorrupt, StoreUnsupported
 from penstock.schema import Schema
 from penstock.store.disk import Disk
 
@@ -14,6 +14,8 @@ NAME = "store.json"
 FORMAT_VERSION = 1
 KNOWN_INCOMPAT: frozenset[str] = frozenset()
 """Features that a reader must know. None yet."""
+KNOWN_READ_COMPAT: frozenset[str] = frozenset()
+"""Features that a writer must know. None yet."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,13 +52,15 @@ class Manifest:
     provenance: Mapping[str, object] = field(default_factory=dict)
     """Library versions, host, times. Recorded, not compared."""
     parts: tuple[PartEntry, ...] = ()
+    features: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """compat: nobody need know them; read_compat: a writer must; incompat: a reader must, too."""
 
     def save(self, disk: Disk, folder: Path) -> None:
         """Replaces store.json, atomically and flushed."""
         content = {
             "format": "penstock",
             "version": FORMAT_VERSION,
-            "features": {"compat": [], "read_compat": [], "incompat": []},
+            "features": {name: sorted(self.features.get(name, ())) for name in ("compat", "read_compat", "incompat")},
             "schema": self.schema.to_json(),
             "attributes": dict(self.attributes),
             "recipe": {
@@ -86,13 +90,19 @@ class Manifest:
             raise StoreCorrupt(f"{path}: expected JSON: {error}") from error
         _check_format(path, content)
         recipe = content["recipe"]
-        return cls(
-            schema=Schema.from_json(content["schema"]),
-            attributes=content["attributes"],
-            identity=recipe["identity"],
-            provenance=recipe["provenance"],
-            parts=tuple(PartEntry(**part) for part in content["parts"]),
-        )
+        try:
+            return cls(
+                schema=Schema.from_json(content["schema"]),
+                attributes=content["attributes"],
+                identity=recipe["identity"],
+                provenance=recipe["provenance"],
+                parts=tuple(PartEntry(**part) for part in content["parts"]),
+                features=content.get("features", {}),
+            )
+        except (TypeError, KeyError, SchemaError) as error:
+            raise StoreUnsupported(
+                f"{path}: not as this penstock knows it ({error}); written by a later one?"
+            ) from error
 
     def with_part(self, entry: PartEntry) -> "Manifest":
         """This manifest with the entry in the place of the one of the same number, or added at the end."""
@@ -110,6 +120,9 @@ class Manifest:
         Raises:
             RecipeMismatch: they differ; the message names each difference.
         """
+        unknown = sorted(set(self.features.get("read_compat", ())) - KNOWN_READ_COMPAT)
+        if unknown:
+            raise StoreUnsupported(f"{folder}: to write here a penstock must know {', '.join(unknown)}; upgrade it")
         changed = [name for name in (*self.schema, *schema) if self.schema.get(name) != schema.get(name)]
         if changed:
             lines = [

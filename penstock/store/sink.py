@@ -1,55 +1,39 @@
 """StoreSink: the driver's side of a store that is being written: plan parts, hand out tickets, commit rows, seal."""
 
-import itertools
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from penstock.errors import PartClaimed, StoreCorrupt
-from penstock.schema import Record, Schema
+from penstock.schema import Schema
 from penstock.source import Candidate
 from penstock.store.claims import Claim
-from penstock.store.commit import Admission, Commit, failure_line, ledger_records, origin_hash, refuse_foreign
+from penstock.store.commit import (
+    Admission,
+    Commit,
+    failure_line,
+    ledger_records,
+    origin_hash,
+    refuse_foreign,
+    require_room,
+)
 from penstock.store.disk import Disk
-from penstock.store.keys import Keys, encode_keys, line_ends
+from penstock.store.keys import Keys, encode_keys
 from penstock.store.layout import Layout
 from penstock.store.manifest import NAME, Manifest, PartEntry
+from penstock.store.open_part import OpenPart, allocate, cut_torn_keys, remove_leftovers
 from penstock.store.rows import DONE, FAILED, KEYS, Ledger
 from penstock.store.seal import copy_for_recompute, seal
 from penstock.store.store import committed_rows
-from penstock.store.write import RowWriter, Ticket, runs_of
+from penstock.store.write import RowWriter, Ticket
 
 PART_BYTES = 16 << 30
 MAX_PART_ROWS = 1 << 20
 COMMIT_BYTES = 256 << 20
 COMMIT_SECONDS = 5.0
-_BLOCK_ROWS = 1024
-_BLOCK_BYTES = 8 << 20
-
-
-class OpenPart:
-    """A part under our claim."""
-
-    def __init__(self, entry: PartEntry, folder: Path, layout: Layout, claim: Claim) -> None:
-        self.entry = entry
-        self.folder = folder
-        self.claim = claim
-        self.ledger = Ledger(folder, len(layout.file_names))
-        self.states = self.ledger.states(entry.rows)
-        self.rows = entry.rows
-        """Rows that have a key; of a growing part fewer than it has room for."""
-        self.text_end = 0
-        """Bytes of keys.txt in use, while the part grows."""
-        self.names: dict[str, int] = {}
-        """Row of each key, while the part grows."""
-
-    @property
-    def missing(self) -> int:
-        """Rows neither done nor failed."""
-        return self.rows - int(np.count_nonzero(self.states[: self.rows]))
 
 
 class StoreSink:
@@ -203,7 +187,7 @@ class StoreSink:
             manifest.check_identity(self.path, identity, self.schema)
             for entry in manifest.parts:
                 if entry.sealed and not entry.draft:
-                    _remove_leftovers(self.disk, self.path, entry, self.layout)
+                    remove_leftovers(self.disk, self.path, entry, self.layout)
             return manifest
         refuse_foreign(self.path)
         self.disk.make_directory(self.path)
@@ -245,10 +229,11 @@ class StoreSink:
             found = self._find(keys)  # another driver may have planned them meanwhile
             fresh = [key for key in keys if key not in found]
             manifest = self.manifest
+            require_room(self.path, len(fresh) * self.layout.row_bytes)
             for start in range(0, len(fresh), self.part_rows):
                 some = fresh[start : start + self.part_rows]
                 entry = PartEntry(name=f"part-{len(manifest.parts):05d}", rows=len(some))
-                self._allocate(entry, encode_keys(some))
+                allocate(self.disk, self.path / entry.name, entry.rows, self.layout, encode_keys(some))
                 manifest = manifest.with_part(entry)
                 found |= {key: (entry.name, row) for row, key in enumerate(some)}
             manifest.save(self.disk, self.path)
@@ -284,7 +269,7 @@ class StoreSink:
         try:
             self.manifest = Manifest.load(self.path)
             entry = PartEntry(name=f"part-{len(self.manifest.parts):05d}", rows=self.part_rows, growing=True)
-            self._allocate(entry, b"")
+            allocate(self.disk, self.path / entry.name, entry.rows, self.layout, b"")
             self.manifest = self.manifest.with_part(entry)
             self.manifest.save(self.disk, self.path)
         finally:
@@ -310,22 +295,6 @@ class StoreSink:
                 return part
         return None
 
-    def _allocate(self, entry: PartEntry, keys: bytes) -> None:
-        folder = self.path / entry.name
-        self.disk.remove(folder)  # left by a driver that was killed before it reached the manifest
-        self.disk.make_directory(folder)
-        ledger = Ledger(folder, len(self.layout.file_names))
-        sizes = self.layout.open_sizes(entry.rows) | {
-            ledger.rows_path.name: entry.rows * ledger.dtype.itemsize,
-            KEYS: len(keys),
-        }
-        for name, size in sizes.items():
-            self.disk.resize(folder / name, size)
-        self.disk.write(folder / KEYS, keys, 0)
-        for name in sizes:
-            self.disk.sync(folder / name)
-        self.disk.sync_directory(folder)
-
     def _records(self, places: Mapping[str, tuple[str, int]]) -> dict[str, np.ndarray]:
         """The ledger's records of rows given as key -> (part, row)."""
         found: dict[str, np.ndarray] = {}
@@ -341,7 +310,7 @@ class StoreSink:
 
     def _verdict(self, candidate: Candidate, name: str, row: int, record: np.ndarray, retry_failed: bool) -> Admission:
         folder = self._entry(name).draft or name
-        state, same = int(record["state"]), int(record["cheap"]) == candidate.cheap
+        state, same = int(record["state"]), int(record["cheap"]) == candidate.input_key
         if state and same and not (state == FAILED and retry_failed):
             return Admission(verdict="done" if state == DONE else "failed")
         if state == DONE:
@@ -359,7 +328,7 @@ class StoreSink:
             folder=self._folders[folder],
             row=row,
             position=row,
-            cheap=candidate.cheap,
+            cheap=candidate.input_key,
             origin=origin_hash(candidate.origin),
         )
 
@@ -378,7 +347,7 @@ class StoreSink:
         entry = self._entry(folder)
         part = OpenPart(entry, self.path / folder, self.layout, claim)
         if entry.growing and not entry.sealed:
-            _cut_torn_keys(self.disk, part)
+            cut_torn_keys(self.disk, part)
         self._parts[folder] = part
         return part
 
@@ -422,71 +391,4 @@ class StoreSink:
         part.claim.release()
         part.claim.path.unlink(missing_ok=True)
         self._key_files.pop(old.name, None)
-        _remove_leftovers(self.disk, self.path, entry, self.layout)
-
-
-def write_store(path: Path | str, schema: Schema, records: Iterable[tuple[str, Record]], **options: object) -> None:
-    """Writes (key, record) pairs, in order, into a new store, in this process.
-
-    Args:
-        path: a new or empty folder, or a store of the same recipe, whose done rows are then kept.
-        schema: the fields of every record.
-        records: pairs of a key and a record; read once.
-        options: as for `StoreSink` (identity, attributes, durability, part_rows).
-    """
-    sink = StoreSink(Path(path), schema, **options)  # type: ignore[arg-type]  # checked by StoreSink itself
-    writer = sink.writer()
-    block = max(1, min(_BLOCK_ROWS, _BLOCK_BYTES // max(1, sink.layout.row_bytes)))
-    rest = iter(records)
-    try:
-        while some := [_kept(pair, block) for pair in itertools.islice(rest, block)]:
-            _write_block(sink, writer, some)
-        sink.close(complete=True)
-    finally:
-        sink.release()
-
-
-def _kept(pair: tuple[str, Record], block: int) -> tuple[str, Record]:
-    """A record that stays as it is while others are gathered: whoever makes records may use one buffer for all."""
-    key, record = pair
-    return pair if block == 1 else (key, {n: v if isinstance(v, str) else np.array(v) for n, v in record.items()})
-
-
-def _write_block(sink: StoreSink, writer: RowWriter, records: Sequence[tuple[str, Record]]) -> None:
-    candidates = [Candidate(key=key) for key, _ in records]
-    admissions = sink.admit(candidates, grow=True)
-    entered = [sink.enter(admission.ticket) if admission.ticket else admission for admission in admissions]
-    todo = [(entry.ticket, record) for entry, (_, record) in zip(entered, records, strict=True) if entry.ticket]
-    for tickets, rows in runs_of([(ticket, writer.encode(record)) for ticket, record in todo]):
-        for ticket, written in zip(
-            tickets, writer.write_rows(tickets[0].folder, tickets[0].position, rows), strict=True
-        ):
-            sink.commit(Commit(ticket=ticket, written=written))
-
-
-def _cut_torn_keys(disk: Disk, part: OpenPart) -> None:
-    """Keys behind the last committed row may be torn by a power cut, and nothing depends on them."""
-    used = np.flatnonzero(part.states)
-    part.rows = int(used[-1]) + 1 if len(used) else 0
-    path = part.folder / KEYS
-    ends = line_ends(path.read_bytes())
-    if len(ends) < part.rows:
-        raise StoreCorrupt(f"{path}: expected at least {part.rows} lines, found {len(ends)}; run penstock verify")
-    part.text_end = int(ends[part.rows - 1]) if part.rows else 0
-    names = path.read_bytes()[: part.text_end].decode().split("\n")[:-1]
-    part.names = {name: row for row, name in enumerate(names)}
-    disk.resize(path, part.text_end)
-    disk.sync(path)
-
-
-def _remove_leftovers(disk: Disk, path: Path, entry: PartEntry, layout: Layout) -> None:
-    """Removes what a sealed part no longer needs: open indexes and segments, and the version that it replaced."""
-    folder = path / entry.name
-    for blob in layout.blobs:
-        segments = [found for found in folder.glob(f"{blob.field.name}.*.blob") if found.name != blob.blob]
-        for leftover in [*segments, *folder.glob(blob.open_name)]:
-            disk.remove(leftover)
-    stem, _, version = entry.name.partition(".")
-    for older in range(int(version or 0)):
-        if (path / (f"{stem}.{older}" if older else stem)).exists():
-            disk.remove(path / (f"{stem}.{older}" if older else stem))
+        remove_leftovers(self.disk, self.path, entry, self.layout)

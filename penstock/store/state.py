@@ -1,7 +1,10 @@
 """What is known of the rows in an output folder, read without touching it: for dry runs."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
+from penstock.schema import Schema
+from penstock.store.commit import refuse_foreign
 from penstock.store.keys import Keys
 from penstock.store.layout import Layout
 from penstock.store.manifest import NAME, Manifest
@@ -29,14 +32,28 @@ def known_rows(path: Path) -> dict[str, tuple[int, int]]:
     return {}
 
 
+def check_output(path: Path, identity: Mapping[str, object], schema: Schema) -> None:
+    """Makes sure that a store can be begun, or gone on with, in an output folder; touches nothing.
+
+    Raises:
+        OutputRefused: it holds something else.
+        RecipeMismatch: it was made by another recipe; the message names each difference.
+    """
+    if (path / NAME).exists():
+        Manifest.load(path).check_identity(path, identity, schema)
+    else:
+        refuse_foreign(path)
+
+
 def _of_store(path: Path) -> dict[str, tuple[int, int]]:
     manifest = Manifest.load(path)
     layout = Layout.of(manifest.schema)
     known: dict[str, tuple[int, int]] = {}
     for entry in manifest.parts:
-        rows = committed_rows(path / entry.name, entry, layout) if entry.growing else entry.rows
+        folder = path / (entry.draft or entry.name)
+        rows = committed_rows(folder, entry, layout) if entry.growing else entry.rows
         keys = Keys(path / entry.name, rows, sealed=entry.sealed)
-        for start, records in Ledger(path / entry.name, len(layout.file_names)).chunks(rows):
+        for start, records in Ledger(folder, len(layout.file_names)).chunks(rows):
             for number, (state, cheap) in enumerate(
                 zip(records["state"].tolist(), records["cheap"].tolist(), strict=True)
             ):

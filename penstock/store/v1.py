@@ -17,6 +17,8 @@ from penstock.store.v1_schema import V1_SCHEMA
 CONFIG = "config.json"
 SIDE = ".penstock"
 """Folder beside the data that holds our ledger, recipe and reports."""
+RECIPE = "recipe.json"
+"""In that folder: what defines the rows, compared with each run."""
 REBUILDING = "rebuilding"
 """bbox_format while `penstock repair` replaces boxes and masks; such a directory is not opened."""
 

@@ -1,6 +1,7 @@
 """V1Sink: writes a v1 directory densely and in input order; a ledger in `.penstock` beside it makes that resumable."""
 
 import json
+import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -12,17 +13,24 @@ import numpy as np
 from penstock.errors import OutputRefused, StoreCorrupt
 from penstock.source import Candidate
 from penstock.store.claims import Claim
-from penstock.store.commit import Admission, Commit, failure_line, ledger_records, origin_hash, refuse_foreign
+from penstock.store.commit import (
+    Admission,
+    Commit,
+    failure_line,
+    ledger_records,
+    origin_hash,
+    refuse_foreign,
+    require_room,
+)
 from penstock.store.disk import Disk
 from penstock.store.keys import encode_keys, line_ends
 from penstock.store.manifest import Manifest
 from penstock.store.rows import DONE, FAILED, KEYS, Ledger, stamp
-from penstock.store.sink import COMMIT_BYTES
-from penstock.store.v1 import CONFIG, REBUILDING, SIDE, V1_LAYOUT, open_v1, read_config, write_config
+from penstock.store.sink import COMMIT_BYTES, COMMIT_SECONDS
+from penstock.store.v1 import CONFIG, REBUILDING, RECIPE, SIDE, V1_LAYOUT, open_v1, read_config, write_config
 from penstock.store.v1_schema import V1_SCHEMA
 from penstock.store.write import RowWriter, Ticket
 
-RECIPE = "recipe.json"
 _COPY_BYTES = 8 << 20
 
 
@@ -54,7 +62,9 @@ class V1Sink:
         self._order: deque[Ticket] = deque()
         self._finished: dict[int, Commit] = {}
         self._pending: list[Commit] = []
-        self._prepare(append)
+        self._last_flush = time.monotonic()
+        check_v1_output(path, self.identity, append=append)
+        self.disk.make_directory(self.side)
         self._claim = Claim(self.side, shared=shared)
         self._claim.acquire()
         self._names: dict[str, int] = {}
@@ -76,6 +86,8 @@ class V1Sink:
         """As `StoreSink.admit`; rows are always added one by one, so `grow` makes no difference."""
         fresh = [candidate.key for candidate in candidates if candidate.key not in self._names]
         text = encode_keys(fresh)
+        if len(fresh) > 1:
+            require_room(self.path, len(fresh) * V1_LAYOUT.row_bytes)
         self._reserve(len(self._names) + len(fresh))
         self.disk.write(self.side / KEYS, text, self._text_end)
         self._text_end += len(text)
@@ -119,12 +131,14 @@ class V1Sink:
             self._settle(self._finished.pop(self._order.popleft().row))
         if not self._order:
             self._assigned = self._next
-        if sum(ready.written.size for ready in self._pending if ready.written) >= COMMIT_BYTES:
+        gathered = sum(ready.written.size for ready in self._pending if ready.written)
+        if gathered >= COMMIT_BYTES or time.monotonic() - self._last_flush >= COMMIT_SECONDS:
             self.flush()
 
     def flush(self) -> None:
         """Group commit: data, names, ledger, then config.json, each flushed before the next."""
         pending, self._pending = self._pending, []
+        self._last_flush = time.monotonic()
         if not pending:
             return
         self._claim.check()
@@ -158,19 +172,6 @@ class V1Sink:
         """Nothing: a v1 directory has one driver, and a second one is refused at once."""
         return frozenset()
 
-    def _prepare(self, append: bool) -> None:
-        """Refuses what is not ours to write, before anything is touched."""
-        if (self.path / CONFIG).exists() and read_config(self.path).get("bbox_format") == REBUILDING:
-            raise OutputRefused(f"{self.path}: a repair was interrupted; run the same penstock repair again first")
-        if (self.side / RECIPE).exists():
-            known = json.loads((self.side / RECIPE).read_bytes())
-            Manifest(schema=V1_SCHEMA, identity=known).check_identity(self.path, self.identity, V1_SCHEMA)
-        elif (self.path / CONFIG).exists():
-            self._refuse_unfit(append)
-        elif not self.side.exists():
-            refuse_foreign(self.path)
-        self.disk.make_directory(self.side)
-
     def _open(self) -> None:
         if not (self.side / RECIPE).exists():
             if (self.path / CONFIG).exists():
@@ -189,14 +190,6 @@ class V1Sink:
         self.disk.replace(self.side / KEYS, keys)
         self.disk.replace(self.ledger.rows_path, b"" if records is None else records.tobytes())
         self.disk.replace(self.side / RECIPE, json.dumps(self.identity, indent=1, ensure_ascii=False).encode())
-
-    def _refuse_unfit(self, append: bool) -> None:
-        if not append:
-            text = "is a v1 directory that penstock did not write; --append adds to it; nothing was touched"
-            raise OutputRefused(f"{self.path}: {text}")
-        if read_config(self.path).get("bbox_format") != "xyxy":
-            text = "its boxes are XYWH, new ones would be XYXY: run `penstock repair --boxes xyxy` on it first"
-            raise OutputRefused(f"{self.path}: {text}; nothing was touched")
 
     def _adopt(self) -> None:
         """Takes over a v1 directory that others wrote: its rows are done, its checksums and input keys unknown (0)."""
@@ -267,18 +260,18 @@ class V1Sink:
 
     def _verdict(self, candidate: Candidate, row: int, record: np.ndarray, retry_failed: bool) -> Admission:
         state, cheap = int(record["state"]), int(record["cheap"])
-        if state == DONE and cheap in (candidate.cheap, 0):
+        if state == DONE and cheap in (candidate.input_key, 0):
             return Admission(verdict="done")
         if state == DONE:
             return Admission(verdict="compare", content=int(record["content"]), origin=int(record["origin"]))
-        if state == FAILED and cheap == candidate.cheap and not retry_failed:
+        if state == FAILED and cheap == candidate.input_key and not retry_failed:
             return Admission(verdict="failed")
         ticket = Ticket(
             key=candidate.key,
             folder=self.path,
             row=row,
             position=-1,
-            cheap=candidate.cheap,
+            cheap=candidate.input_key,
             origin=origin_hash(candidate.origin),
         )
         return Admission(verdict="compute", ticket=ticket)
@@ -299,3 +292,26 @@ class V1Sink:
                 for start in range(0, file.record_bytes, _COPY_BYTES):
                     chunk = source.read(min(_COPY_BYTES, file.record_bytes - start))
                     self.disk.write(path, chunk, new * file.record_bytes + start)
+
+
+def check_v1_output(path: Path, identity: Mapping[str, object], *, append: bool) -> None:
+    """Refuses what is not ours to write; touches nothing.
+
+    Raises:
+        OutputRefused: the path holds something else, or a v1 directory that cannot be added to as it is.
+        RecipeMismatch: it was made by another recipe.
+    """
+    if (path / CONFIG).exists() and read_config(path).get("bbox_format") == REBUILDING:
+        raise OutputRefused(f"{path}: a repair was interrupted; run the same penstock repair again first")
+    if (path / SIDE / RECIPE).exists():
+        known = json.loads((path / SIDE / RECIPE).read_bytes())
+        Manifest(schema=V1_SCHEMA, identity=known).check_identity(path, identity, V1_SCHEMA)
+    elif (path / CONFIG).exists():
+        if not append:
+            text = "is a v1 directory that penstock did not write; --append adds to it; nothing was touched"
+            raise OutputRefused(f"{path}: {text}")
+        if read_config(path).get("bbox_format") != "xyxy":
+            text = "its boxes are XYWH, new ones would be XYXY: run `penstock repair --boxes xyxy` on it first"
+            raise OutputRefused(f"{path}: {text}; nothing was touched")
+    elif not (path / SIDE).exists():
+        refuse_foreign(path)
