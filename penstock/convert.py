@@ -326,7 +326,7 @@ def _why(candidate: Candidate, known: dict[str, tuple[int, int]], retry_failed: 
     state, cheap = known.get(candidate.key, (0, 0))
     if not state:
         return "missing"
-    if cheap not in (candidate.input_key, 0):
+    if cheap not in (candidate.cheap, 0):
         return "changed input"
     if state == FAILED:
         return "failed before" if retry_failed else "failed before, not retried"

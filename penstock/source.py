@@ -55,19 +55,13 @@ class Candidate:
     origin: str = ""
     """Name of the file it comes from, without folders: tells a changed input from a second row of the same id."""
     cheap: int = 0
-    """64-bit hash of what is known without reading: names, sizes, times. Equal means unchanged."""
+    """64-bit hash of what is known without reading: names, sizes, times, what is cut off. Equal means unchanged."""
     index: int | None = None
     """Position in the source, where the source has random access."""
     record: Record | None = None
     """The record itself, where the input can be read only once and in order."""
     failure: str = ""
     """Why the row cannot be read, where that is known already (a lone member of a pair, say)."""
-
-    @property
-    def input_key(self) -> int:
-        """What the row's ledger remembers of the input: `cheap`, or for a row that cannot be read, why it cannot. A cut
-        member has the size in its header that the whole one has, so `cheap` alone would not tell when it is mended."""
-        return xxhash.xxh3_64_intdigest(f"{self.cheap} {self.failure}".encode()) if self.failure else self.cheap
 
 
 @dataclass(frozen=True)

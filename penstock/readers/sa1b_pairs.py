@@ -103,7 +103,7 @@ class Waiting:
 
 
 @dataclass
-class Ledger:
+class Seen:
     """The ids seen so far, over all TARs: decides what is offered, under which key, and what merely repeats."""
 
     same_content: Callable[[int, Pair], bool]
@@ -163,8 +163,13 @@ class Ledger:
 
 
 def cheap_hash(*members: Member) -> int:
-    """64-bit hash of basenames, sizes and times: equal means unchanged."""
-    known = sorted(f"{member.basename}\0{member.size}\0{float(member.mtime)!r}" for member in members)
+    """64-bit hash of basenames, sizes, times and faults: equal means unchanged.
+
+    A member that is cut off has the size in its header that the whole one has; without its fault, nobody would see it mended.
+    """
+    known = sorted(f"{one.basename}\0{one.size}\0{float(one.mtime)!r}{one.fault and chr(0) + one.fault}" for one in members)
+        f"{one.basename}\0{one.size}\0{float(one.mtime)!r}" + (f"\0{one.fault}" if one.fault else "") for one in members
+    )
     return xxhash.xxh3_64_intdigest("\0\0".join(known).encode("utf-8", "surrogatepass"))
 
 

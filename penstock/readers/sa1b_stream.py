@@ -12,7 +12,7 @@ import numpy as np
 import xxhash
 
 from penstock.errors import OutputFull, SourceNotFound, UsageError
-from penstock.readers.sa1b_pairs import Ledger, Member, Pair, Waiting, parse_member
+from penstock.readers.sa1b_pairs import Member, Pair, Seen, Waiting, parse_member
 from penstock.readers.tar_scan import STDIN, DecodedStream, TarScan, open_stream
 from penstock.schema import Field, Record, Schema
 from penstock.source import Candidate, Problem
@@ -59,13 +59,13 @@ class Sa1bTarStream:
         self.max_pending_bytes = max_pending_bytes
         self.max_member_bytes = max_member_bytes
         self._contents: dict[str, bytes] = {}
-        self._ledger = Ledger(self._same_content)
+        self._seen = Seen(self._same_content)
         self._started = False
 
     @property
     def repeated(self) -> int:
         """Pairs that came again with the same content, so far."""
-        return self._ledger.repeated
+        return self._seen.repeated
 
     def candidates(self) -> Iterator[Candidate]:
         """Pairs in the order in which they become complete; after those of a TAR its lone members. Can be called once.
@@ -109,7 +109,7 @@ class Sa1bTarStream:
                 if candidate is not None:
                     yield candidate
             for lone in waiting.lone():
-                yield self._ledger.offer_lone(lone, tar)
+                yield self._seen.offer_lone(lone, tar)
         finally:
             held.close()
             stream.close()
@@ -140,7 +140,7 @@ class Sa1bTarStream:
         picture, npz = (held.take(member) for member in pair.members)
         contents = {"picture": content if picture is None else picture, "npz": content if npz is None else npz}
         self._contents = contents
-        candidate = self._ledger.offer_pair(pair, tar, lambda: content_hash(**contents))
+        candidate = self._seen.offer_pair(pair, tar, lambda: content_hash(**contents))
         self._contents = {}
         if candidate is None or candidate.failure:
             return candidate

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from penstock.errors import BadData, SourceNotFound, UsageError
-from penstock.readers.sa1b_pairs import Ledger, Member, Pair, Waiting
+from penstock.readers.sa1b_pairs import Member, Pair, Seen, Waiting
 from penstock.readers.sa1b_stream import MAX_MEMBER_BYTES, RECORD_SCHEMA, Sa1bTarStream, content_hash, wanted_member
 from penstock.readers.tar_scan import STDIN, TarScan, compression_of, is_tar
 from penstock.schema import Record
@@ -80,7 +80,7 @@ class Sa1bTar:
         self.max_member_bytes = max_member_bytes
         self._tars: list[_TarIndex] = []
         self._spans = array("q")
-        self._ledger = Ledger(self._same_content)
+        self._seen = Seen(self._same_content)
         self._lock = threading.RLock()
         for path in self.paths:
             if path == STDIN or not Path(path).is_file() or compression_of(Path(path)):
@@ -89,7 +89,7 @@ class Sa1bTar:
     @property
     def repeated(self) -> int:
         """Pairs that came again with the same content, in the TARs read so far."""
-        return self._ledger.repeated
+        return self._seen.repeated
 
     def candidates(self) -> Iterator[Candidate]:
         """Pairs in the order in which they become complete; after those of a TAR its lone members."""
@@ -148,9 +148,9 @@ class Sa1bTar:
             for member in self._members(scan, size):
                 pair = waiting.add(member)
                 if pair is not None:
-                    self._note(index, self._ledger.offer_pair(pair, tar, partial(self._add_span, pair)))
+                    self._note(index, self._seen.offer_pair(pair, tar, partial(self._add_span, pair)))
         for lone in waiting.lone():
-            self._note(index, self._ledger.offer_lone(lone, tar))
+            self._note(index, self._seen.offer_lone(lone, tar))
         if scan.problem is not None:
             self.problems.append(scan.problem)
         return index

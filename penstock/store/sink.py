@@ -310,7 +310,7 @@ class StoreSink:
 
     def _verdict(self, candidate: Candidate, name: str, row: int, record: np.ndarray, retry_failed: bool) -> Admission:
         folder = self._entry(name).draft or name
-        state, same = int(record["state"]), int(record["cheap"]) == candidate.input_key
+        state, same = int(record["state"]), int(record["cheap"]) == candidate.cheap
         if state and same and not (state == FAILED and retry_failed):
             return Admission(verdict="done" if state == DONE else "failed")
         if state == DONE:
@@ -328,7 +328,7 @@ class StoreSink:
             folder=self._folders[folder],
             row=row,
             position=row,
-            cheap=candidate.input_key,
+            cheap=candidate.cheap,
             origin=origin_hash(candidate.origin),
         )
 

@@ -260,18 +260,18 @@ class V1Sink:
 
     def _verdict(self, candidate: Candidate, row: int, record: np.ndarray, retry_failed: bool) -> Admission:
         state, cheap = int(record["state"]), int(record["cheap"])
-        if state == DONE and cheap in (candidate.input_key, 0):
+        if state == DONE and cheap in (candidate.cheap, 0):
             return Admission(verdict="done")
         if state == DONE:
             return Admission(verdict="compare", content=int(record["content"]), origin=int(record["origin"]))
-        if state == FAILED and cheap == candidate.input_key and not retry_failed:
+        if state == FAILED and cheap == candidate.cheap and not retry_failed:
             return Admission(verdict="failed")
         ticket = Ticket(
             key=candidate.key,
             folder=self.path,
             row=row,
             position=-1,
-            cheap=candidate.input_key,
+            cheap=candidate.cheap,
             origin=origin_hash(candidate.origin),
         )
         return Admission(verdict="compute", ticket=ticket)
