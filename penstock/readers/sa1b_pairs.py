@@ -167,9 +167,10 @@ def cheap_hash(*members: Member) -> int:
 
     A member that is cut off has the size in its header that the whole one has; without its fault, nobody would see it mended.
     """
-    known = sorted(f"{one.basename}\0{one.size}\0{float(one.mtime)!r}{one.fault and chr(0) + one.fault}" for one in members)
-        f"{one.basename}\0{one.size}\0{float(one.mtime)!r}" + (f"\0{one.fault}" if one.fault else "") for one in members
-    )
+    parts = [
+        (one.basename, str(one.size), repr(float(one.mtime)), *([one.fault] if one.fault else [])) for one in members
+    ]
+    known = sorted("\0".join(part) for part in parts)
     return xxhash.xxh3_64_intdigest("\0\0".join(known).encode("utf-8", "surrogatepass"))
 
 
