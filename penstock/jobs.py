@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -60,8 +60,8 @@ class Sink(Protocol):
         ...
 
     @property
-    def held(self) -> frozenset[str]:
-        """Parts that another driver was seen to hold."""
+    def held(self) -> Mapping[str, str]:
+        """Parts that another driver was seen to hold, and who that is."""
         ...
 
 
@@ -130,7 +130,7 @@ class Job:
             self.report.seconds = time.monotonic() - started
             self.report.problems = [vars(problem) for problem in self.offers.problems]
             if self.sink.held:
-                self.report.notes["held"] = sorted(self.sink.held)
+                self.report.notes["held"] = dict(self.sink.held)
         return self.report
 
     def _batches(self) -> Iterator[Sequence[Order] | None]:
@@ -230,6 +230,7 @@ class Job:
                 message=finished.message,
                 source=order.candidate.origin,
                 attempt=order.attempt,
+                stage=self.stage.name,
             )
         )
         if finished.written is None:

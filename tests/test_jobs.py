@@ -305,7 +305,7 @@ def test_parts_that_another_driver_holds_are_named_and_count_as_missing(tmp_path
     report = job(tmp_path / "s", Numbers(20), part_rows=8).run()
     claim.release()
     assert counts(report) == (20, 12, 0, 8)
-    assert (report.notes["held"], report.status, report.exit_code) == (["part-00001"], "partial", 1)
+    assert (list(report.notes["held"]), report.status, report.exit_code) == (["part-00001"], "partial", 1)
     report = job(tmp_path / "s", Numbers(20), part_rows=8).run()
     assert (counts(report), report.skipped, report.exit_code) == ((20, 20, 0, 0), 12, 0)
     check_rows(tmp_path / "s", 20, set())

@@ -7,6 +7,7 @@ import os
 import pickle
 import signal
 import sys
+import tempfile
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -29,7 +30,7 @@ MAX_ATTEMPTS = 2
 _PR_SET_PDEATHSIG = 1
 _SIGNALS = {signal.SIGINT, signal.SIGTERM}
 _work: Work | None = None
-_pickled = b""
+_path = ""
 
 
 class Inline:
@@ -61,16 +62,25 @@ class Local:
         first = list(itertools.islice(batches, self.workers))  # no more processes than there are batches for them
         if not first:
             return
+        with tempfile.NamedTemporaryFile(prefix="penstock-work-") as file:
+            # By way of a file: a worker that dies before it has read a full pipe would leave the driver writing for good.
+            file.write(pickle.dumps(work))
+            file.flush()
+            yield from self._run_pool(
+                file.name, len([batch for batch in first if batch]), itertools.chain(first, batches)
+            )
+
+    def _run_pool(self, work: str, workers: int, batches: Iterator[Batch | None]) -> Iterator[tuple[Batch, Results]]:
         pool = ProcessPool(
-            max_workers=len(first),
+            max_workers=max(1, workers),
             context=multiprocessing.get_context("spawn"),
             initializer=_initialize,
-            initargs=(pickle.dumps(work), os.getpid()),
+            initargs=(work, os.getpid()),
         )
         try:
             with _signals_held_back():
                 assert pool.active  # starts the workers, in this thread
-            yield from self._drive(pool, itertools.chain(first, batches))
+            yield from self._drive(pool, batches)
             pool.close()  # type: ignore[no-untyped-call]  # pebble types its methods in part
             pool.join()
         except BaseException:  # also GeneratorExit: whoever gives up the run gives up its workers
@@ -139,9 +149,9 @@ def _signals_held_back() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _initialize(pickled: bytes, driver: int) -> None:
+def _initialize(path: str, driver: int) -> None:
     """Runs once in each worker: Ctrl-C is the driver's to handle, and a worker never outlives its driver."""
-    global _pickled
+    global _path
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
@@ -149,12 +159,12 @@ def _initialize(pickled: bytes, driver: int) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != driver and not Path(f"/proc/{driver}").exists():
         os._exit(1)
-    _pickled = pickled
+    _path = path
 
 
 def _call(batch: Batch) -> Results:
     global _work
     if _work is None:
-        _work = pickle.loads(_pickled)
+        _work = pickle.loads(Path(_path).read_bytes())
     assert _work is not None
     return _work(batch)

@@ -1,11 +1,12 @@
 """write_store: records at hand into a store, in this process."""
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from penstock.errors import UsageError
 from penstock.schema import Record, Schema
 from penstock.source import Candidate
 from penstock.store.commit import Commit
@@ -24,17 +25,32 @@ def write_store(path: Path | str, schema: Schema, records: Iterable[tuple[str, R
         schema: the fields of every record.
         records: pairs of a key and a record; read once.
         options: as for `StoreSink` (identity, attributes, durability, part_rows).
+
+    Raises:
+        UsageError: a key comes twice.
+        SchemaError: a record does not fit the schema.
+        OutputRefused, RecipeMismatch: the folder holds something else.
+        OutputFull: no room left; what was committed is kept.
     """
     sink = StoreSink(Path(path), schema, **options)  # type: ignore[arg-type]  # checked by StoreSink itself
     writer = sink.writer()
     block = max(1, min(_BLOCK_ROWS, _BLOCK_BYTES // max(1, sink.layout.row_bytes)))
-    rest = iter(records)
+    rest = _unique(records)
     try:
         while some := [_kept(pair, block) for pair in itertools.islice(rest, block)]:
             _write_block(sink, writer, some)
         sink.close(complete=True)
     finally:
         sink.release()
+
+
+def _unique(records: Iterable[tuple[str, Record]]) -> Iterator[tuple[str, Record]]:
+    seen: set[str] = set()
+    for key, record in records:
+        if key in seen:
+            raise UsageError(f"write_store: key {key!r} comes twice; a key names one row")
+        seen.add(key)
+        yield key, record
 
 
 def _kept(pair: tuple[str, Record], block: int) -> tuple[str, Record]:

@@ -44,6 +44,8 @@ class Commit:
     source: str = ""
     """Name of the file that the row comes from."""
     attempt: int = 1
+    stage: str = ""
+    """Name of the stage that was to compute it."""
 
 
 def ledger_records(ledger: Ledger, commits: Sequence[Commit]) -> np.ndarray:
@@ -65,6 +67,7 @@ def failure_line(commit: Commit) -> dict[str, object]:
         "key": commit.ticket.key,
         "row": commit.ticket.row,
         "source": commit.source,
+        "stage": commit.stage,
         "error": commit.error,
         "message": commit.message,
         "attempt": commit.attempt,

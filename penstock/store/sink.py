@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from penstock.errors import PartClaimed, StoreCorrupt
+from penstock.errors import PartClaimed, StoreCorrupt, UsageError
 from penstock.schema import Schema
 from penstock.source import Candidate
 from penstock.store.claims import Claim
@@ -59,7 +59,7 @@ class StoreSink:
         self.shared = shared
         self.part_rows = part_rows or max(1, min(MAX_PART_ROWS, PART_BYTES // max(1, self.layout.row_bytes)))
         self._parts: dict[str, OpenPart] = {}
-        self._held: set[str] = set()
+        self._held: dict[str, str] = {}
         self._key_files: dict[str, Keys] = {}
         self._folders: dict[str, Path] = {}
         self._pending: list[Commit] = []
@@ -84,6 +84,9 @@ class StoreSink:
             grow: add new keys to a part that grows (the input is a stream) instead of planning whole parts.
         """
         keys = [candidate.key for candidate in candidates]
+        if len(set(keys)) < len(keys):
+            twice = next(key for number, key in enumerate(keys) if key in keys[:number])
+            raise UsageError(f"{self.path}: key {twice!r} is offered twice; a key names one row")
         if grow and self.manifest.parts:
             self._settled_growing_part()
         known = self._find(keys)
@@ -175,9 +178,9 @@ class StoreSink:
         self.disk.close()
 
     @property
-    def held(self) -> frozenset[str]:
-        """Folders of parts that another driver was seen to hold."""
-        return frozenset(self._held)
+    def held(self) -> Mapping[str, str]:
+        """Folders of parts that another driver was seen to hold, and who that is."""
+        return dict(self._held)
 
     def _open(
         self, identity: Mapping[str, object], attributes: Mapping[str, object], provenance: Mapping[str, object]
@@ -340,8 +343,8 @@ class StoreSink:
         claim = Claim(self.path / folder, shared=self.shared)
         try:
             claim.acquire()
-        except PartClaimed:
-            self._held.add(folder)
+        except PartClaimed as error:
+            self._held[folder] = str(error)
             return None
         self.manifest = Manifest.load(self.path)
         entry = self._entry(folder)

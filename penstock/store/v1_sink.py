@@ -168,9 +168,9 @@ class V1Sink:
         self.disk.close()
 
     @property
-    def held(self) -> frozenset[str]:
+    def held(self) -> Mapping[str, str]:
         """Nothing: a v1 directory has one driver, and a second one is refused at once."""
-        return frozenset()
+        return {}
 
     def _open(self) -> None:
         if not (self.side / RECIPE).exists():

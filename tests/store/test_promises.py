@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from penstock import Field, Schema, open_store, write_store
 from penstock.convert import ConvertConfig, convert_sa1b_tar
-from penstock.errors import PartClaimed, RecipeMismatch, RowFailed, RowMissing, StoreCorrupt
+from penstock.errors import PartClaimed, RecipeMismatch, RowFailed, RowMissing, StoreCorrupt, UsageError
 from penstock.schema import Record
 from penstock.source import Candidate
 from penstock.store import StoreSink
@@ -478,7 +478,8 @@ class TestPromise8:
         admissions = sink.admit([Candidate(key=f"k{n}", cheap=n + 1) for n in range(14)])
         verdicts = [sink.enter(admission.ticket).verdict for admission in admissions if admission.ticket]
         assert verdicts == ["held"] * 7 + ["compute"] * 7
-        assert sink.held == {"part-00000"}
+        assert list(sink.held) == ["part-00000"]
+        assert "process" in sink.held["part-00000"]
         go.set()
         other.join()
         sink.release()
@@ -593,3 +594,9 @@ def test_write_store_keeps_every_row_when_its_caller_reuses_one_buffer(tmp_path:
     write_store(tmp_path / "s", schema, records())
     store = open_store(tmp_path / "s")
     assert [float(store[n]["vector"][0]) for n in range(50)] == list(range(50))
+
+
+def test_a_key_that_comes_twice_is_refused(tmp_path: Path) -> None:
+    for count in (2, 3000):
+        with pytest.raises(UsageError, match="'k0' comes twice"):
+            write_store(tmp_path / f"s{count}", SCHEMA, ((f"k{n % (count - 1)}", record(n)) for n in range(count)))
