@@ -21,7 +21,16 @@ def run(folder: Path) -> None:
     write_shard(shard, photos, SAMPLES)
 
     print("2. penstock convert sa1b-tar")
-    arguments = ["convert", "sa1b-tar", "--tar-path", str(shard), "--output-dir", str(output), "--model-type", MODEL_TYPE]
+    arguments = [
+        "convert",
+        "sa1b-tar",
+        "--tar-path",
+        str(shard),
+        "--output-dir",
+        str(output),
+        "--model-type",
+        MODEL_TYPE,
+    ]
     code = main([*arguments, "--quiet"])
     print("3. penstock verify")
     code = code or main(["verify", str(output), "--quiet"])
@@ -37,7 +46,9 @@ def run(folder: Path) -> None:
     started, size = time.perf_counter(), 0
     for batch in loader:
         size += sum(batch[name].nbytes for name in batch)
-    print(f"   {size / 1e9 / (time.perf_counter() - started):.1f} GB/s over 20 shuffled epochs (warm: the set is small)")
+    print(
+        f"   {size / 1e9 / (time.perf_counter() - started):.1f} GB/s over 20 shuffled epochs (warm: the set is small)"
+    )
     print(f"Look at {output / 'report.html'}")
 
 

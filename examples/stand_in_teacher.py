@@ -42,7 +42,9 @@ def teach(picture: np.ndarray) -> dict[str, np.ndarray]:
         edges |= cv2.morphologyEx(mask, cv2.MORPH_GRADIENT, kernel)
     union = np.max(masks, axis=0) if masks else np.zeros(picture.shape[:2], np.uint8)
     for size in (256, 64, 32):
-        fields[f"edge_{size}x{size}"] = (cv2.resize(edges * 1.0, (size, size), interpolation=cv2.INTER_AREA) > 0).astype(np.uint8)
+        fields[f"edge_{size}x{size}"] = (
+            cv2.resize(edges * 1.0, (size, size), interpolation=cv2.INTER_AREA) > 0
+        ).astype(np.uint8)
     for size in (128, 64, 32):
         inside = (cv2.resize(union * 1.0, (size, size), interpolation=cv2.INTER_AREA) > 0.5).astype(np.float32)
         fields[f"fg_map_{size}x{size}"] = inside / max(float(inside.sum()), 1.0)
@@ -67,7 +69,9 @@ def _regions(picture: np.ndarray) -> list[np.ndarray]:
     smooth = cv2.bilateralFilter(cv2.resize(picture, (160, 160)), 9, 60, 9)
     points = smooth.reshape(-1, 3).astype(np.float32)
     cv2.setRNGSeed(0)
-    labels = cv2.kmeans(points, 5, None, (cv2.TERM_CRITERIA_MAX_ITER, 20, 1.0), 1, cv2.KMEANS_PP_CENTERS)[1].reshape(160, 160)
+    labels = cv2.kmeans(points, 5, None, (cv2.TERM_CRITERIA_MAX_ITER, 20, 1.0), 1, cv2.KMEANS_PP_CENTERS)[1].reshape(
+        160, 160
+    )
     found = []
     for label in range(5):
         pieces = cv2.connectedComponents((labels == label).astype(np.uint8))[1]

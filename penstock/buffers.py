@@ -7,6 +7,7 @@ import logging
 import mmap
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Protocol, TypeAlias, cast, runtime_checkable
 
 import numpy as np
@@ -26,6 +27,9 @@ MOST_BUFFERS = 64
 MOST_BYTES = 8 << 30
 
 _log = logging.getLogger(__name__)
+
+
+_TOUCHING_THREADS = 2
 
 
 class BufferPool:
@@ -79,6 +83,14 @@ class BufferPool:
         buffer.lease = weakref.ref(root, _returner(self._free, buffer))
         memory = cast(mmap.mmap, root)  # NumPy's stubs know no ctypes array, which is a buffer as good
         return {name: np.ndarray(shape, dtype, memory, offset) for name, shape, dtype, offset in self._slots}
+
+    def reserve(self, count: int) -> None:
+        """Allocates and touches buffers beforehand, so that no batch waits for fresh memory later."""
+        with ThreadPoolExecutor(_TOUCHING_THREADS) as pool:
+            fresh = pool.map(lambda _: _allocate(self.buffer_bytes, self.pinned), range(count - self.allocated))
+            self._buffers += [_Buffer(memory) for memory in fresh]
+        self._free.extend(self._buffers[self.allocated :])
+        self.allocated = len(self._buffers)
 
     @property
     def free(self) -> int:

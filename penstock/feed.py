@@ -21,6 +21,8 @@ PART_BYTES = 1 << 24
 """Bytes that one thread gathers at a time: the others fill the next batches, and nobody is woken twice for one."""
 BUDGET_ROWS = 1000
 """A budget given as a share is measured over at least so many rows, so that one early failure does not exceed it."""
+MEASURE_EVERY_S = 1.0
+"""Epochs of a few batches do not measure residency each."""
 RESIDENCY_ROWS = 64
 """Rows whose pages are looked for in the page cache at the start of each epoch."""
 
@@ -138,6 +140,7 @@ class Feed(Iterator[Batch]):
         self._ended = ""
         self._pid = os.getpid()
         self._warming: threading.Thread | None = None
+        self._measure_at = 0.0
         self._lists = [field.name for field in filler.schema.fields if field.is_variable]
         self._row_bytes = sum(field.item_bytes for field in filler.schema.fields if not field.is_variable)
         self._stopped = stopped = threading.Event()
@@ -221,7 +224,7 @@ class Feed(Iterator[Batch]):
         rows = plan.sampler.rows(positions.start, positions.stop)
         if filler.rows is not None:
             rows = filler.rows[rows]
-        if step == self._progress.consumed or step % len(plan) == 0:
+        if self._progress.residency is None or (step % len(plan) == 0 and time.monotonic() >= self._measure_at):
             self._measure(rows)
         columns = self._pool.lease()
         if len(rows) < plan.local_rows:
@@ -239,6 +242,7 @@ class Feed(Iterator[Batch]):
         return job
 
     def _measure(self, rows: np.ndarray) -> None:
+        self._measure_at = time.monotonic() + MEASURE_EVERY_S
         mode, share = choose_io(self._filler, rows[:RESIDENCY_ROWS])
         self._progress.residency = share
         self._filler.io = mode if self._how.io == "auto" else self._how.io

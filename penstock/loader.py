@@ -229,7 +229,9 @@ class Loader:
         wanted = self.pin is True or (self.pin == "auto" and self._work.output == "torch")
         pinned = wanted and _has_cuda()
         _require(pinned or self.pin is not True, "pin", "'auto' or False where there is no CUDA device", self.pin)
-        return BufferPool(fixed, plan.local_rows, usual=usual, most=self.max_leased, pinned=pinned)
+        pool = BufferPool(fixed, plan.local_rows, usual=usual, most=self.max_leased, pinned=pinned)
+        pool.reserve(min(usual - 1, len(plan) * (self.epochs or usual)))
+        return pool
 
 
 def _snapshot(source: Source) -> tuple[str, np.ndarray | None]:

@@ -191,7 +191,7 @@ def _feistel(values: np.ndarray, size: int, key: int) -> np.ndarray:
     high = -(-size // low)
     left = values // low
     right = values - left * low
-    rounds = 6 if size >= 1 << 16 else 8 if size >= 1 << 10 else 16  # few cells need more rounds to look random
+    rounds = 4 if size >= 1 << 16 else 8 if size >= 1 << 10 else 16  # few cells need more rounds to look random
     hashed = np.empty_like(values)
     wrapped = np.empty_like(values)
     for number in range(rounds):

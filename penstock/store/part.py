@@ -19,6 +19,8 @@ from penstock.store.rows import DONE, FAILED, Ledger
 _scratch = threading.local()
 
 _WARM_BYTES = 4 << 20
+_PROBED_BYTES = 64 << 10
+"""Of a field's value so much is looked for in the page cache: all of a large one would take milliseconds."""
 _SMALL_RECORD = 1 << 16
 """Below this many bytes one take of whole records beats a copy per row."""
 
@@ -127,12 +129,14 @@ class Part:
         return Ledger(self.folder, len(self.layout.file_names)).states(self.rows)
 
     def residency(self, rows: np.ndarray, names: Sequence[str]) -> list[tuple[mmap.mmap, int, int]]:
-        """Where the rows' bytes of these fixed fields lie: (map, first byte, number of bytes), for measuring what is cached."""
+        """Where these fields of the rows begin: (map, first byte, number of bytes), for measuring what is cached."""
         spans = []
         for name, file, slot in self._slots:
             if name in names:
                 starts = rows * file.record_bytes + slot.offset
-                spans += [(self._map(file.name), int(start), slot.field.item_bytes) for start in starts]
+                spans += [
+                    (self._map(file.name), int(start), min(slot.field.item_bytes, _PROBED_BYTES)) for start in starts
+                ]
         return spans
 
     @cached_property
