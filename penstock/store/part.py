@@ -8,13 +8,14 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import xxhash
 
 from penstock.errors import RowFailed, RowMissing, StoreCorrupt
 from penstock.schema import Record, Value
 from penstock.store.direct import read_direct
 from penstock.store.keys import Keys
 from penstock.store.layout import IDX_DTYPE, BlobFile, Layout, RecordFile, Slot, check_sizes
-from penstock.store.rows import DONE, FAILED, Ledger
+from penstock.store.rows import DONE, FAILED, KEYS, Ledger
 
 _scratch = threading.local()
 
@@ -29,7 +30,16 @@ class Part:
     """Rows of one folder. Safe across fork, threads and pickling: descriptors and maps are per object, read-only, positional."""
 
     def __init__(
-        self, folder: Path, layout: Layout, rows: int, keys: Keys, *, sealed: bool, whole: bool, has_ledger: bool = True
+        self,
+        folder: Path,
+        layout: Layout,
+        rows: int,
+        keys: Keys,
+        *,
+        sealed: bool,
+        whole: bool,
+        ledger: Path | None = None,
+        digest: str = "",
     ) -> None:
         self.folder = folder
         self.layout = layout
@@ -38,7 +48,10 @@ class Part:
         self.sealed = sealed
         self.whole = whole
         """Whether every row is known to be done, so that no state need be looked up."""
-        self.has_ledger = has_ledger
+        self.ledger = ledger
+        """Folder of `_rows.bin`; None where nobody kept one."""
+        self.known_digest = digest
+        """The manifest's digest of a sealed part."""
         self._done: np.ndarray | None = None
         self._maps: dict[str, mmap.mmap] = {}
         self._descriptors: dict[tuple[str, bool], int] = {}
@@ -124,9 +137,22 @@ class Part:
 
     def states(self) -> np.ndarray:
         """State of every row, uint8."""
-        if self.whole or not self.has_ledger:
+        if self.whole or self.ledger is None:
             return np.full(self.rows, DONE, np.uint8)
         return Ledger(self.folder, len(self.layout.file_names)).states(self.rows)
+
+    def digest(self) -> str:
+        """Identity of the rows: the manifest's, or one made from the ledger, or from the keys where there is no ledger."""
+        if self.known_digest:
+            return self.known_digest
+        digest = xxhash.xxh3_128(f"{self.rows}\n".encode())
+        if self.ledger is not None:
+            ledger = Ledger(self.ledger, len(self.layout.file_names))
+            for _, records in ledger.chunks(len(ledger)):
+                digest.update(records["state"].tobytes() + records["sums"].tobytes())
+        elif (self.folder / KEYS).exists():
+            digest.update((self.folder / KEYS).read_bytes())
+        return digest.hexdigest()
 
     def residency(self, rows: np.ndarray, names: Sequence[str]) -> list[tuple[mmap.mmap, int, int]]:
         """Where these fields of the rows begin: (map, first byte, number of bytes), for measuring what is cached."""

@@ -141,9 +141,7 @@ class Store:
         """Identity of this snapshot: schema, parts, and which rows are done. Changes when rows are added or recomputed."""
         digest = xxhash.xxh3_128(repr([field.to_json() for field in self.schema.fields]).encode())
         for part in self.parts:
-            digest.update(f"{part.folder.name} {part.rows}\n".encode())
-            if not part.whole:
-                digest.update(part.states().tobytes())
+            digest.update(f"{part.rows} {part.digest()}\n".encode())
         return digest.hexdigest()
 
     def residency(self, rows: Sequence[int] | np.ndarray, fields: Sequence[str] | None = None) -> float:
@@ -214,7 +212,8 @@ def open_part(path: Path, entry: PartEntry, layout: Layout) -> Part:
     folder = path / entry.name
     rows = committed_rows(folder, entry, layout) if entry.growing else entry.rows
     whole = entry.sealed and not entry.failed
-    part = Part(folder, layout, rows, Keys(folder, rows, sealed=entry.sealed), sealed=entry.sealed, whole=whole)
+    keys = Keys(folder, rows, sealed=entry.sealed)
+    part = Part(folder, layout, rows, keys, sealed=entry.sealed, whole=whole, ledger=folder, digest=entry.digest)
     sizes = layout.sealed_sizes(rows, dict(entry.blob_bytes)) if entry.sealed else layout.open_sizes(rows)
     part.check_sizes(sizes, exact=entry.sealed)
     return part

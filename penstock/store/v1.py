@@ -53,7 +53,8 @@ def open_v1(path: Path, *, exact: bool | None = None) -> Store:
     _check_format(path, config)
     if config.get("bbox_format") == REBUILDING:
         raise StoreCorrupt(f"{path}: a repair was interrupted; run the same penstock repair again")
-    part = Part(path, V1_LAYOUT, rows, V1Keys(path, rows), sealed=True, whole=True, has_ledger=False)
+    ledger = path / SIDE if (path / SIDE / ROWS).exists() else None
+    part = Part(path, V1_LAYOUT, rows, V1Keys(path, rows), sealed=True, whole=True, ledger=ledger)
     # A directory that others wrote must agree with itself exactly: whole records behind the last counted one mean that a
     # writer was killed, and that later appends are shifted. In ours the ledger says what counts.
     part.check_sizes(
