@@ -72,7 +72,8 @@ def profile_write(path: Path) -> str:
     profile.runcall(write_store, path, schema, records())
     text = io.StringIO()
     pstats.Stats(profile, stream=text).sort_stats("tottime").print_stats(12)
-    return f"write_store, {WRITTEN:,} rows of 1,552 bytes, under cProfile: {time.perf_counter() - started:.2f} s\n{text.getvalue()}"
+    seconds = time.perf_counter() - started
+    return f"write_store, {WRITTEN:,} rows of 1,552 bytes, under cProfile: {seconds:.2f} s\n{text.getvalue()}"
 
 
 if __name__ == "__main__":
