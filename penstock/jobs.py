@@ -3,7 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from penstock.errors import BudgetExceeded
@@ -134,39 +134,51 @@ class Job:
         return self.report
 
     def _batches(self) -> Iterator[Sequence[Order] | None]:
-        waiting: list[Order] = []
+        """Batches by place in the input, so that a row has the same companions in every run, interrupted or not."""
+        batch: list[Order] = []
+        number = -1
         for order in self._orders():
             if order is None:
                 yield None
                 continue
-            if order.ticket is None:
+            if order.place < 0:
                 self._in_hand += 1
                 yield [order]
                 continue
-            waiting.append(order)
-            if len(waiting) == self.stage.batch_size:
-                self._in_hand += len(waiting)
-                yield waiting
-                waiting = []
-        if waiting:
-            self._in_hand += len(waiting)
-            yield waiting
+            if order.place // self.stage.batch_size != number:
+                yield from self._whole(batch)
+                batch, number = [], order.place // self.stage.batch_size
+            batch.append(order)
+            if (order.place + 1) % self.stage.batch_size == 0:
+                yield from self._whole(batch)
+                batch = []
+        if self._ended:  # a run that was stopped leaves a begun batch to the next one, which has all of it
+            yield from self._whole(batch)
+
+    def _whole(self, batch: list[Order]) -> Iterator[list[Order]]:
+        if any(order.ticket for order in batch):  # companions alone need not be computed
+            self._in_hand += len(batch)
+            yield batch
 
     def _orders(self) -> Iterator[Order | None]:
+        first = 0
         for block in self._blocks():
             admissions = self.sink.admit(block, retry_failed=self.retry_failed, grow=self.is_stream)
             self.report.planned += len(block)
-            for candidate, admission in zip(block, admissions, strict=True):
-                order = self._admit(candidate, admission)
+            for place, (candidate, admission) in enumerate(zip(block, admissions, strict=True), first):
+                order = self._admit(candidate, admission, place)
                 while order is not None and self.sink.wants_drain and self._in_hand:
                     yield None
                 yield from self._enter(order)
+                if admission.verdict == "compare":
+                    yield from filter(None, [self._companion(candidate, place)])
                 while self._again:
                     yield from self._enter(self._again.popleft())
                 reason = self.stop()
                 if reason:
                     self.report.interrupted = reason
                     return
+            first += len(block)
         while self._in_hand or self._again:  # a comparison in flight may turn into a row to compute
             if self._again:
                 yield from self._enter(self._again.popleft())
@@ -187,15 +199,20 @@ class Job:
         if block:
             yield block
 
-    def _admit(self, candidate: Candidate, admission: Admission) -> Order | None:
+    def _admit(self, candidate: Candidate, admission: Admission, place: int) -> Order | None:
         if admission.verdict in ("done", "failed"):
             self.report.skipped += 1
             self.report.done += admission.verdict == "done"
             self.report.failed += admission.verdict == "failed"
+        if admission.verdict in ("done", "failed", "held"):
+            return self._companion(candidate, place)
+        place = -1 if admission.ticket is None else place
+        return Order(candidate=candidate, ticket=admission.ticket, admission=admission, place=place)
+
+    def _companion(self, candidate: Candidate, place: int) -> Order | None:
+        if self.stage.batch_size == 1 or candidate.failure or place < 0:
             return None
-        if admission.verdict == "held":
-            return None
-        return Order(candidate=candidate, ticket=admission.ticket, admission=admission)
+        return Order(candidate=candidate, place=place, is_companion=True)
 
     def _enter(self, order: Order | None) -> Iterator[Order]:
         """Takes the claim a row needs; a row that is known to be bad is committed as failed at once."""
@@ -208,8 +225,9 @@ class Job:
         if entered.ticket is None:
             self.report.skipped += entered.verdict == "done"
             self.report.done += entered.verdict == "done"
+            yield from filter(None, [self._companion(order.candidate, order.place)])
             return
-        order = Order(candidate=order.candidate, ticket=entered.ticket, attempt=order.attempt)
+        order = replace(order, ticket=entered.ticket)
         if order.candidate.failure:
             self._take(order, Finished(error="BadData", message=order.candidate.failure))
             return
@@ -218,6 +236,8 @@ class Job:
     def _take(self, order: Order, finished: Finished) -> None:
         if finished.fatal is not None:
             raise finished.fatal
+        if order.is_companion:
+            return
         if order.ticket is None:
             self._compared(order, finished)
             return
@@ -268,7 +288,7 @@ class Job:
             record=candidate.record, failure=f"{text}; this one is in {candidate.origin}",
         )  # fmt: skip
         (again,) = self.sink.admit([double], grow=True)  # one part for all of them
-        fresh = self._admit(double, again)
+        fresh = self._admit(double, again, -1)
         if fresh is not None:
             self._again.append(fresh)
 

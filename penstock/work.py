@@ -34,7 +34,7 @@ class Stage(Protocol):
 
     @property
     def batch_size(self) -> int:
-        """Rows per call. Which rows share a call is fixed by the plan, never by timing."""
+        """Records per call, always: which rows share a call is fixed by the input, and the last call is padded."""
         ...
 
     @property
@@ -61,12 +61,16 @@ class Stage(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """One row for a worker: compute and write it, or (without a ticket) only hash its input."""
+    """One row for a worker: compute and write it; or, without a ticket, only hash its input, or keep others company."""
 
     candidate: Candidate
     ticket: Ticket | None = None
     admission: Admission | None = None
     attempt: int = 1
+    place: int = -1
+    """Number of the candidate in the input, which fixes its batch; -1: its batch is over, it is computed alone."""
+    is_companion: bool = False
+    """Whether the row is only computed so that its batch is the one of a clean run, and not written."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,17 +104,20 @@ class Work:
             self.stage.setup(self.device)
             self.is_ready = True
         fetched = [self._fetch(order) for order in orders]
-        good = [number for number, (record, _) in enumerate(fetched) if record is not None and orders[number].ticket]
+        wanted = [order.is_companion or order.ticket is not None for order in orders]
+        good = [number for number, (record, _) in enumerate(fetched) if record is not None and wanted[number]]
         computed = self._compute([fetched[number][0] for number in good])  # type: ignore[misc]  # None was sorted out
         results = [finished for _, finished in fetched]
         rows: list[tuple[Ticket, Encoded]] = []
         places: dict[Ticket, int] = {}
         for number, result in zip(good, computed, strict=True):
             ticket = orders[number].ticket
+            if ticket is None:
+                continue  # a companion
             encoded = self._encode(result)
             if isinstance(encoded, Finished):
                 results[number] = replace(encoded, content=results[number].content)
-            elif ticket is not None:
+            else:
                 rows.append((ticket, encoded))
                 places[ticket] = number
         for tickets, values in runs_of(rows):
@@ -133,8 +140,11 @@ class Work:
     def _compute(self, records: list[Record]) -> list[Record | Exception]:
         if not records:
             return []
+        # Always as many records as the stage states: with fewer, a device may take other kernels and give other bits.
+        padding = records[-1:] * (self.stage.batch_size - len(records))
         try:
-            return list(self.stage(records))
+            found: list[Record | Exception] = [*self.stage([*records, *padding])]
+            return found[: len(records)]
         except Exception as error:  # noqa: BLE001  # the per-row boundary: recorded, counted, budgeted
             if len(records) == 1:
                 return [error]

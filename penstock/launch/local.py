@@ -28,7 +28,8 @@ MAX_ATTEMPTS = 2
 """A single row whose worker died is tried once more, alone: the first death may have been another row's doing."""
 
 _PR_SET_PDEATHSIG = 1
-_SIGNALS = {signal.SIGINT, signal.SIGTERM}
+_HELD_BACK = {signal.SIGINT}
+"""Not SIGTERM: the pool ends workers with it, also those that are still starting."""
 _work: Work | None = None
 _path = ""
 
@@ -79,7 +80,8 @@ class Local:
         )
         try:
             with _signals_held_back():
-                assert pool.active  # starts the workers, in this thread
+                if not pool.active:  # asking starts the workers, in this thread
+                    raise RuntimeError("the pool of workers did not start")
             yield from self._drive(pool, batches)
             pool.close()  # type: ignore[no-untyped-call]  # pebble types its methods in part
             pool.join()
@@ -137,12 +139,9 @@ def _harvest(future: "Future[Results]", batch: Batch) -> tuple[Results, list[Bat
 
 @contextmanager
 def _signals_held_back() -> Iterator[None]:
-    """Keeps Ctrl-C from workers that start: threads and processes made in here inherit the mask.
-
-    A worker that died before it had read what it is sent would block the driver for good.
-    """
+    """Keeps Ctrl-C from workers that start, which could not yet ignore it: processes made in here inherit the mask."""
     resource_tracker.ensure_running()  # it unblocks these signals when it starts, so it must have done so
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD_BACK)
     try:
         yield
     finally:
@@ -154,7 +153,7 @@ def _initialize(path: str, driver: int) -> None:
     global _path
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD_BACK)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != driver and not Path(f"/proc/{driver}").exists():

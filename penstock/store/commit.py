@@ -76,13 +76,19 @@ def failure_line(commit: Commit) -> dict[str, object]:
 
 
 def refuse_foreign(path: Path) -> None:
-    """Makes sure that a path is free for a new store.
+    """Makes sure that a path is free for a new store, of either layout.
 
     Raises:
         OutputRefused: it is a file, or a folder that holds something.
     """
     if path.exists() and not path.is_dir():
         raise OutputRefused(f"{path}: is a file; expected an empty or a new folder; nothing was touched")
+    for name, what in (
+        ("store.json", "a penstock store (--layout store)"),
+        ("config.json", "a v1 directory (--layout v1)"),
+    ):
+        if (path / name).exists():
+            raise OutputRefused(f"{path}: is {what}; give another folder, or that layout; nothing was touched")
     entries = sorted(entry.name for entry in path.iterdir()) if path.exists() else []
     held = [name for name in entries if name not in _OURS][:3]
     if held:
