@@ -295,7 +295,7 @@ class Job:
     def _check_budget(self) -> None:
         report = self.report
         new = sum(report.reasons.values())
-        if new >= HOPELESS_ROWS and not report.bytes_written:
+        if new >= HOPELESS_ROWS and not report.bytes_written and not self.retry_failed:  # retried rows failed before
             report.interrupted = "all rows failed"
             raise BudgetExceeded(
                 f"the first {new} rows all failed; first: {report.failures[0].key}: {report.failures[0].message}"

@@ -398,3 +398,15 @@ def test_rows_share_a_batch_with_the_same_rows_after_any_interruption_and_the_la
         for row in range(18):
             if row not in (9, 14):
                 assert int(open_store(path)[row]["sum"]) == int(store[row]["sum"]), (stop_after, row)
+
+
+def test_rows_that_failed_before_are_all_tried_again_however_many_still_fail(tmp_path: Path) -> None:
+    def run(count: int, *, bad: frozenset[int], retry: bool) -> Report:
+        stage = Square(batch_size=1, bad=bad)
+        offers, report = Numbers(count), Report(command="test", output=str(tmp_path))
+        sink_ = StoreSink(tmp_path / "s", OUT)
+        return Job(offers=offers, stage=stage, sink=sink_, launcher=Inline(), report=report, retry_failed=retry).run()
+
+    assert run(301, bad=frozenset(range(1, 301)), retry=False).failed == 300
+    report = run(301, bad=frozenset(range(1, 200)), retry=True)
+    assert (report.done, report.failed, report.missing) == (102, 199, 0)

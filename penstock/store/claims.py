@@ -40,6 +40,8 @@ class Claim:
         Raises:
             PartClaimed: somebody else holds it, still so after `wait_s` seconds; the message says who.
         """
+        if not self.path.parent.is_dir():
+            raise PartClaimed(f"{self.path.parent} is gone: another driver replaced it; run again")
         give_up = time.monotonic() + wait_s
         while not (self._take_file() if self.shared else self._take_lock()):
             if time.monotonic() >= give_up:

@@ -127,10 +127,15 @@ class StoreSink:
                 claim.acquire()
             except PartClaimed:
                 return None
-            draft = copy_for_recompute(self.disk, self.path, entry, self.layout)
-            claim.release()
-            entry = replace(entry, draft=draft)
-            self._update(entry)
+            try:
+                self.manifest = Manifest.load(self.path)
+                entry = self._entry(name)  # another driver may have begun the next version meanwhile
+                if not entry.draft:
+                    draft = copy_for_recompute(self.disk, self.path, entry, self.layout)
+                    entry = replace(entry, draft=draft)
+                    self._update(entry)
+            finally:
+                claim.release()
         folder = entry.draft or entry.name
         part = self._claimed(folder)
         if part is None:

@@ -600,3 +600,26 @@ def test_a_key_that_comes_twice_is_refused(tmp_path: Path) -> None:
     for count in (2, 3000):
         with pytest.raises(UsageError, match="'k0' comes twice"):
             write_store(tmp_path / f"s{count}", SCHEMA, ((f"k{n % (count - 1)}", record(n)) for n in range(count)))
+
+
+def test_a_driver_that_finds_the_next_version_begun_goes_on_with_it(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    write_store(path, SCHEMA, ((f"k{n}", record(n)) for n in range(6)))
+    late = StoreSink(path, SCHEMA)  # knows the manifest of now
+    early = StoreSink(path, SCHEMA)
+    assert early.recompute(Candidate(key="k2", cheap=9))
+    early.release()
+    ticket = late.recompute(Candidate(key="k4", cheap=9))
+    assert ticket
+    late.commit(Commit(ticket=ticket, written=late.writer().write(ticket.folder, ticket.position, record(40))))
+    late.close(complete=True)
+    assert same(open_store(path)[4], record(4))  # row 2 of the next version is still missing: the old one serves
+    last = StoreSink(path, SCHEMA)
+    (admission,) = last.admit([Candidate(key="k2", cheap=9)])
+    assert admission.ticket
+    last.enter(admission.ticket)
+    written = last.writer().write(admission.ticket.folder, admission.ticket.position, record(20))
+    last.commit(Commit(ticket=admission.ticket, written=written))
+    last.close(complete=True)
+    assert same(open_store(path)[4], record(40))
+    assert same(open_store(path)[2], record(20))
