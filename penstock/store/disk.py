@@ -19,7 +19,7 @@ _COPY_BYTES = 64 << 20
 _DIRECT_CHUNK = 8 << 20
 
 DIRECT_BYTES = 1 << 20
-"""Writes of so many bytes and more go past the page cache: twice as fast here, and they evict nobody's pages."""
+"""Writes of so many bytes and more go past the page cache: faster than through it, and they evict nobody's pages."""
 
 
 class Disk:

@@ -1,7 +1,8 @@
 """StoreSink: the driver's side of a store that is being written: plan parts, hand out tickets, commit rows, seal."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,6 +35,7 @@ PART_BYTES = 16 << 30
 MAX_PART_ROWS = 1 << 20
 COMMIT_BYTES = 256 << 20
 COMMIT_SECONDS = 5.0
+PLAN_WAIT_S = 600.0
 
 
 class StoreSink:
@@ -199,14 +201,10 @@ class StoreSink:
             return manifest
         refuse_foreign(self.path)
         self.disk.make_directory(self.path)
-        claim = Claim(self.path, shared=self.shared, name="_plan")
-        claim.acquire(wait_s=30.0)
-        try:
+        with self._planning():
             if not (self.path / NAME).exists():
                 fresh = Manifest(schema=self.schema, attributes=attributes, identity=identity, provenance=provenance)
                 fresh.save(self.disk, self.path)
-        finally:
-            claim.release()
         return Manifest.load(self.path)
 
     def _find(self, keys: Sequence[str]) -> dict[str, tuple[str, int]]:
@@ -229,9 +227,7 @@ class StoreSink:
         return known
 
     def _plan(self, keys: Sequence[str]) -> dict[str, tuple[str, int]]:
-        claim = Claim(self.path, shared=self.shared, name="_plan")
-        claim.acquire(wait_s=600.0)
-        try:
+        with self._planning():
             self.manifest = Manifest.load(self.path)
             self._settled_growing_part()
             found = self._find(keys)  # another driver may have planned them meanwhile
@@ -246,8 +242,6 @@ class StoreSink:
                 found |= {key: (entry.name, row) for row, key in enumerate(some)}
             manifest.save(self.disk, self.path)
             self.manifest = manifest
-        finally:
-            claim.release()
         return found
 
     def _grow(self, keys: Sequence[str]) -> dict[str, tuple[str, int]]:
@@ -272,16 +266,12 @@ class StoreSink:
         part = self._settled_growing_part()
         if part is not None:
             return part
-        claim = Claim(self.path, shared=self.shared, name="_plan")
-        claim.acquire(wait_s=600.0)
-        try:
+        with self._planning():
             self.manifest = Manifest.load(self.path)
             entry = PartEntry(name=f"part-{len(self.manifest.parts):05d}", rows=self.part_rows, growing=True)
             allocate(self.disk, self.path / entry.name, entry.rows, self.layout, b"")
             self.manifest = self.manifest.with_part(entry)
             self.manifest.save(self.disk, self.path)
-        finally:
-            claim.release()
         part = self._claimed(entry.name)
         if part is None:
             raise PartClaimed(
@@ -366,11 +356,17 @@ class StoreSink:
         raise StoreCorrupt(f"{self.path / NAME}: has no part {folder}; another driver swapped it, run again")
 
     def _update(self, entry: PartEntry) -> None:
-        claim = Claim(self.path, shared=self.shared, name="_plan")
-        claim.acquire(wait_s=600.0)
-        try:
+        with self._planning():
             self.manifest = Manifest.load(self.path).with_part(entry)
             self.manifest.save(self.disk, self.path)
+
+    @contextmanager
+    def _planning(self) -> Iterator[None]:
+        """The right to replace the manifest; held shortly, so whoever wants it waits."""
+        claim = Claim(self.path, shared=self.shared, name="_plan")
+        claim.acquire(wait_s=PLAN_WAIT_S)
+        try:
+            yield
         finally:
             claim.release()
 
