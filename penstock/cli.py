@@ -13,15 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
-from penstock import __version__
+from penstock import __version__, cli_data
+from penstock.cli_common import FAULT, MISUSE, OK, Flag, Json
 from penstock.errors import BadData, BudgetExceeded, PenstockError, RowError, StoreError, UsageError
 from penstock.report import Report, dump_json
 
 if TYPE_CHECKING:
     from penstock.progress import Progress
-
-OK, FAULT, MISUSE = 0, 1, 2
-"""Exit codes: done within the budget; rows failed beyond it or a check found a fault; wrong flag, path or extra."""
 
 _STDIN = "<standard input>"
 
@@ -34,8 +32,10 @@ app = App(
 convert = App(name="convert", help="Turn somebody else's files into a store.")
 app.command(convert)
 
-Json = Annotated[bool, Parameter(help="Print one JSON object on stdout, and nothing else there.", negative="")]
-Flag = Annotated[bool, Parameter(negative="")]
+app.command(cli_data.info)
+app.command(cli_data.listed, name="list")
+app.command(cli_data.settings)
+app.command(cli_data.doctor)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -154,43 +154,6 @@ def convert_sa1b_tar(
               f"about {plan['seconds_estimate']} s on {plan['workers']} workers")  # fmt: skip
         return OK
     return _job(lambda progress, stop: run(config, on_progress=progress, stop=stop), output_dir, quiet=quiet, json=json)
-
-
-@app.command
-def info(path: str, *, json: Json = False) -> int:
-    """Say what a store holds: rows, fields, attributes.
-
-    Parameters
-    ----------
-    path
-        A store, v1 directories included.
-    """
-    from penstock.store import open_store
-
-    store = open_store(path)
-    counts = store.counts()
-    schema = [{**field.to_json(), "file": field.file} for field in store.schema.fields]
-    content: dict[str, object] = {
-        "kind": "v1"
-        if store.attributes.get("layout") == "v1" and not (Path(path) / "store.json").exists()
-        else "store",
-        "rows": len(store),
-        "states": counts,
-        "groups": len(store),
-        "schema": schema,
-        "attributes": store.attributes,
-        "parts": len(store.parts),
-    }
-    if json:
-        print(dump_json(content))
-        return OK
-    print(f"{path}: {content['kind']}, {len(store)} rows ({counts['failed']} failed, {counts['missing']} missing)")
-    for field in store.schema.fields:
-        shape = "x".join("N" if size is None else str(size) for size in field.shape) or "scalar"
-        print(f"  {field.name:18} {field.dtype:8} {shape:14} {field.meaning}")
-    for name, value in store.attributes.items():
-        print(f"  {name} = {value}")
-    return OK
 
 
 @app.command

@@ -19,14 +19,15 @@ Record = dict[str, Value]
 class Field:
     """One named column.
 
-    A field whose first dimension is None has a variable length: JPEG bytes, captions, the boxes of a picture.
+    A field whose first dimension is None has a variable length: JPEG bytes, captions, the boxes of a picture. Readers also
+    have fields with more open dimensions (a picture of any size); stores hold them encoded, or stretched to one size.
     """
 
     name: str
     dtype: str
     """A NumPy type name ("uint8", "float32", "bool"), or "str" for UTF-8 text."""
     shape: tuple[int | None, ...] = ()
-    """Shape of one row. The first dimension may be None: it varies from row to row."""
+    """Shape of one row. A dimension that is None varies from row to row; a store takes that in the first place only."""
     axes: str = ""
     """What the dimensions are, one word each: "H W C", "N 4"."""
     kind: str = "array"
@@ -46,10 +47,8 @@ class Field:
         else:
             dtype = _numpy_dtype(self.name, self.dtype)
             object.__setattr__(self, "dtype", dtype.name)
-        if None in self.shape[1:] or any(size < 0 for size in self.item_shape):
-            raise SchemaError(
-                f"field {self.name}: shape {self.shape}: only the first dimension may vary, none is negative"
-            )
+        if any(size < 0 for size in self.item_shape):
+            raise SchemaError(f"field {self.name}: shape {self.shape}: no dimension may be negative")
         if not self.file:
             object.__setattr__(self, "file", self.name)
         if self.is_variable and self.file != self.name:
@@ -64,8 +63,13 @@ class Field:
 
     @cached_property
     def is_variable(self) -> bool:
-        """Whether the length differs from row to row."""
-        return bool(self.shape) and self.shape[0] is None
+        """Whether the size differs from row to row."""
+        return None in self.shape
+
+    @cached_property
+    def is_storable(self) -> bool:
+        """Whether a store can hold it: no dimension but the first varies."""
+        return None not in self.shape[1:]
 
     @cached_property
     def item_shape(self) -> tuple[int, ...]:
@@ -97,8 +101,8 @@ class Field:
         array = np.asarray(value)
         if array.shape == self.shape and array.dtype == self.numpy_dtype and array.flags.c_contiguous:
             return array
-        shape = array.shape[1:] if self.is_variable and array.ndim else array.shape
-        if shape != self.item_shape or (self.is_variable and not array.ndim):
+        fits = zip(array.shape, self.shape, strict=False)
+        if array.ndim != len(self.shape) or any(wanted not in (None, size) for size, wanted in fits):
             raise SchemaError(f"field {self.name}: expected shape {self.shape}, got {array.shape}")
         target = self.numpy_dtype
         floats = array.dtype.kind == "f" and target.kind == "f"

@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import xxhash
 
 from penstock.errors import SchemaError, UsageError
 from penstock.schema import Record, Schema
+
+_T = TypeVar("_T")
 
 
 @runtime_checkable
@@ -97,7 +99,8 @@ class Offers(Protocol):
 
 
 class SourceOffers:
-    """Offers every row of a source, by index. `cheap` is the hash of the key alone: a source says no more."""
+    """Offers every row of a source, by index. `cheap` is the source's `fingerprint(index)`; of a source without one, the
+    hash of the key alone."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
@@ -107,8 +110,10 @@ class SourceOffers:
     def candidates(self) -> Iterator[Candidate]:
         """All rows, in order."""
         keys = self.source.keys
+        fingerprint = getattr(self.source, "fingerprint", None)
         for index in range(len(self.source)):
-            yield Candidate(key=keys[index], cheap=xxhash.xxh3_64_intdigest(keys[index].encode()), index=index)
+            cheap = xxhash.xxh3_64_intdigest(keys[index].encode()) if fingerprint is None else fingerprint(index)
+            yield Candidate(key=keys[index], cheap=cheap, index=index)
 
     def __getitem__(self, index: int) -> Record:
         return self.source[index]
@@ -128,7 +133,7 @@ class Subset:
     @property
     def keys(self) -> Sequence[str]:
         """Keys of the chosen rows."""
-        return _Lookup(len(self), lambda i: self.source.keys[int(self.rows[i])])
+        return Lookup(len(self), lambda i: self.source.keys[int(self.rows[i])])
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -188,7 +193,7 @@ class Concat:
             source, row = self._locate(index)
             return source.keys[row]
 
-        return _Lookup(len(self), key)
+        return Lookup(len(self), key)
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -234,17 +239,17 @@ def check_index(index: int, length: int) -> int:
     return index + length if index < 0 else index
 
 
-class _Lookup(Sequence[str]):
-    """A sequence of keys computed on demand."""
+class Lookup(Sequence[_T]):
+    """A sequence whose members are computed on demand: the keys or the groups of a large source."""
 
-    def __init__(self, length: int, key: Callable[[int], str]) -> None:
+    def __init__(self, length: int, member: Callable[[int], _T]) -> None:
         self._length = length
-        self._key = key
+        self._member = member
 
     def __len__(self) -> int:
         return self._length
 
-    def __getitem__(self, index: int | slice) -> str | list[str]:  # type: ignore[override]
+    def __getitem__(self, index: int | slice) -> _T | list[_T]:  # type: ignore[override]
         if isinstance(index, slice):
-            return [self._key(i) for i in range(*index.indices(self._length))]
-        return self._key(check_index(index, self._length))
+            return [self._member(i) for i in range(*index.indices(self._length))]
+        return self._member(check_index(index, self._length))

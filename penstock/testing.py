@@ -4,18 +4,30 @@ import bz2
 import gzip
 import io
 import lzma
-import pickle
 import tarfile
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from PIL import Image
 
-from penstock.schema import Record
-from penstock.source import Source
+from penstock.testing_contracts import ReaderTests, SourceTests, assert_equal_records
+
+__all__ = [
+    "MODEL_TYPE",
+    "MTIME",
+    "MaskStyle",
+    "ReaderTests",
+    "SourceTests",
+    "Truth",
+    "assert_equal_records",
+    "encode_picture",
+    "make_sa1b_tar",
+    "make_sample",
+    "npz_bytes",
+    "write_tar",
+]
 
 Truth = dict[str, object]
 """What a maker knows about a sample: key, boxes_xywh and boxes_xyxy (N, 4) float32 in original-image pixels, masks
@@ -165,90 +177,6 @@ def encode_picture(pixels: np.ndarray, picture: str = "jpg") -> bytes:
     kind = "PNG" if picture.lower() == "png" else "JPEG"
     Image.fromarray(pixels).save(buffer, kind, **({"quality": 90} if kind == "JPEG" else {}))
     return buffer.getvalue()
-
-
-class SourceTests:
-    """What every source promises. A test class inherits it and gives `make_source`."""
-
-    def make_source(self) -> Source:
-        """A source of at least two rows."""
-        raise NotImplementedError
-
-    def test_negative_index_counts_from_the_end(self) -> None:
-        """`source[-1]` is the last row."""
-        source = self.make_source()
-        assert len(source) >= 2, "the contract needs at least two rows"
-        assert_equal_records(source[-1], source[len(source) - 1])
-        assert_equal_records(source[-len(source)], source[0])
-
-    def test_index_outside_raises_index_error(self) -> None:
-        """So that plain iteration ends."""
-        source = self.make_source()
-        for index in (len(source), -len(source) - 1):
-            try:
-                source[index]
-            except IndexError:
-                continue
-            raise AssertionError(f"source[{index}] of {len(source)} rows raised no IndexError")
-
-    def test_iteration_gives_every_row_once(self) -> None:
-        """The old protocol of index and IndexError."""
-        source = self.make_source()
-        count = 0
-        for _ in source:  # type: ignore[attr-defined]  # iterable through __getitem__
-            count += 1
-        assert count == len(source)
-
-    def test_pickled_copy_reads_the_same(self) -> None:
-        """A source goes into workers by pickle."""
-        source = self.make_source()
-        first = source[0]
-        copy = pickle.loads(pickle.dumps(source))
-        assert len(copy) == len(source)
-        assert list(copy.keys) == list(source.keys)
-        assert_equal_records(copy[0], first)
-        assert_equal_records(copy[-1], source[-1])
-
-    def test_threads_read_the_same(self) -> None:
-        """Many threads share one source."""
-        source = self.make_source()
-        rows = list(range(len(source))) * 4
-        with ThreadPoolExecutor(8) as threads:
-            together = list(threads.map(source.__getitem__, rows))
-        for row, record in zip(rows, together, strict=True):
-            assert_equal_records(record, source[row])
-
-    def test_keys_are_unique_and_as_many_as_rows(self) -> None:
-        """A key names a row."""
-        source = self.make_source()
-        assert len(source.keys) == len(source)
-        assert len(set(source.keys)) == len(source)
-
-    def test_records_fit_the_schema(self) -> None:
-        """Every field of the schema is there and goes to disk without loss."""
-        source = self.make_source()
-        for row in range(len(source)):
-            record = source[row]
-            assert set(record) == set(source.schema), (
-                f"row {row}: fields {sorted(record)}, schema {sorted(source.schema)}"
-            )
-            for name, field in source.schema.items():
-                field.encode(record[name])
-
-
-def assert_equal_records(left: Record, right: Record) -> None:
-    """Two records have the same fields, types, shapes and values (NaN equals NaN).
-
-    Raises:
-        AssertionError: they differ; the message names the field.
-    """
-    assert set(left) == set(right), f"fields {sorted(left)} and {sorted(right)}"
-    for name, value in left.items():
-        other = right[name]
-        if isinstance(value, str) or isinstance(other, str):
-            assert value == other, f"field {name}: {value!r} and {other!r}"
-        else:
-            np.testing.assert_array_equal(value, other, err_msg=f"field {name}", strict=True)
 
 
 def _npz_fields(

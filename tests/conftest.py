@@ -1,6 +1,7 @@
 """What holds for every test: one thread per library, no network, reproducible examples, a seed that is fixed and printed."""
 
 import os
+import tempfile
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before NumPy, OpenCV or torch is imported anywhere
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -8,6 +9,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import numpy as np
 import pytest
 from hypothesis import settings
+
+_CACHE = tempfile.TemporaryDirectory(prefix="penstock-test-cache-", ignore_cleanup_errors=True)
+os.environ["PENSTOCK_CACHE_DIR"] = _CACHE.name  # the user's own indexes are never touched
 
 SEED = int(os.environ.get("PENSTOCK_TEST_SEED", "0"))
 

@@ -3,6 +3,7 @@
 import io
 import struct
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -76,7 +77,9 @@ def picture_header(content: bytes) -> PictureHeader:
     return header
 
 
-def decode_picture(content: bytes, *, expected_hw: tuple[int, int] | None = None) -> np.ndarray:
+def decode_picture(
+    content: bytes, *, expected_hw: tuple[int, int] | None = None, exif: Literal["decide", "apply", "ignore"] = "decide"
+) -> np.ndarray:
     """The pixels of a JPEG or PNG, in the orientation that `expected_hw` proves.
 
     Palettes, alpha (dropped), gray and CMYK (as Pillow converts it) become RGB. A picture with an EXIF orientation
@@ -86,6 +89,8 @@ def decode_picture(content: bytes, *, expected_hw: tuple[int, int] | None = None
     Args:
         content: the file's bytes.
         expected_hw: height and width of the original picture, if known. Used only for turned pictures.
+        exif: "apply" turns the picture upright as a viewer does, "ignore" gives it as stored: for pictures that nothing
+            else came with.
 
     Returns:
         (H, W, 3) uint8 RGB.
@@ -94,7 +99,8 @@ def decode_picture(content: bytes, *, expected_hw: tuple[int, int] | None = None
         BadData: as `picture_header`; truncated or damaged pixels; or an orientation that cannot be decided.
     """
     header = picture_header(content)
-    turn = _decided_turn(header, expected_hw)
+    known = {"apply": header.orientation, "ignore": 1}
+    turn = known[exif] if exif in known else _decided_turn(header, expected_hw)
     is_plain_jpeg = header.format == "JPEG" and header.mode in ("RGB", "L")
     pixels = _decode_jpeg(content) if is_plain_jpeg else _decode_with_pillow(content)
     return np.ascontiguousarray(_turned(pixels, turn))
@@ -144,12 +150,12 @@ def _decided_turn(header: PictureHeader, expected_hw: tuple[int, int] | None) ->
 
 
 def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """The pixels upright, for the orientations that swap height and width."""
-    if orientation == 5:
-        return pixels.swapaxes(0, 1)
-    if orientation == 7:
-        return np.rot90(pixels.swapaxes(0, 1), 2)
-    return np.rot90(pixels, {6: 3, 8: 1}.get(orientation, 0))
+    """The pixels upright."""
+    if orientation in (2, 4):
+        return pixels[:, ::-1] if orientation == 2 else pixels[::-1]
+    if orientation in (5, 7):
+        return np.rot90(pixels.swapaxes(0, 1), 0 if orientation == 5 else 2)
+    return np.rot90(pixels, {3: 2, 6: 3, 8: 1}.get(orientation, 0))
 
 
 def _decode_jpeg(content: bytes) -> np.ndarray:

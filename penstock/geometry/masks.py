@@ -1,16 +1,40 @@
-"""Masks: resizing by area."""
+"""Masks: what a binary mask is, and resizing by area."""
 
 import numpy as np
 
 from penstock.errors import BadData, MissingExtra
 
-try:
-    import cv2
-except ImportError as error:
-    raise MissingExtra("opencv-python-headless", "images", "resizing masks") from error
-
 MAX_SIDE = 32_766
 """OpenCV's limit for a side."""
+
+MAX_MASK_PIXELS = 1 << 26
+"""A mask that says it is larger is refused before memory is taken: as for pictures."""
+
+
+def binary_mask(mask: np.ndarray) -> np.ndarray:
+    """The mask as uint8, if it is one; 255 for "set", soft masks and id maps are refused, never rounded.
+
+    Args:
+        mask: (H, W) bool, or numbers that are all 0 or 1.
+
+    Returns:
+        (H, W) uint8, 0 or 1; shares memory with the argument where the type allows it.
+
+    Raises:
+        BadData: not two-dimensional, without pixels, of more than `MAX_MASK_PIXELS`, or with other values.
+    """
+    if mask.ndim != 2 or not 0 < mask.size <= MAX_MASK_PIXELS:
+        raise BadData(f"mask: expected (H, W) of 1..{MAX_MASK_PIXELS} pixels, got shape {mask.shape}")
+    if mask.dtype == np.bool_:
+        return mask.view(np.uint8)
+    if mask.dtype.kind in "iu":
+        is_binary = bool(mask.min() >= 0 and mask.max() <= 1)
+    else:
+        is_binary = mask.dtype.kind == "f" and bool(((mask == 0) | (mask == 1)).all())
+    if not is_binary:
+        found = f"{mask.min()}..{mask.max()}" if mask.dtype.kind in "iuf" else "no numbers"
+        raise BadData(f"mask: expected bool, or only 0 and 1, got {mask.dtype} with {found}; compare it with 0 first")
+    return mask.astype(np.uint8, copy=False)
 
 
 def resize_mask(mask: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
@@ -32,6 +56,10 @@ def resize_mask(mask: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
     """
     if mask.ndim != 2 or not 0 < min(mask.shape) <= max(mask.shape) <= MAX_SIDE:
         raise BadData(f"mask: expected (H, W) with sides of 1..{MAX_SIDE}, got shape {mask.shape}")
+    try:
+        import cv2
+    except ImportError as error:
+        raise MissingExtra("opencv-python-headless", "images", "resizing masks") from error
     cover = cv2.resize(np.ascontiguousarray(mask, np.float32), size_hw[::-1], interpolation=cv2.INTER_AREA)
     small = (cover > 0.5).astype(np.uint8)
     if not small.any() and cover.max() > 0:

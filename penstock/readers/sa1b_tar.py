@@ -1,5 +1,6 @@
 """SA-1B TARs of pictures and NPZ features: by random access where the files allow it, as a stream where they do not."""
 
+import glob
 import os
 import stat
 import threading
@@ -18,7 +19,7 @@ from penstock.readers.tar_scan import STDIN, TarScan, compression_of, is_tar
 from penstock.schema import Record
 from penstock.source import Candidate, Problem, check_index
 
-__all__ = ["MAX_MEMBER_BYTES", "RECORD_SCHEMA", "Sa1bTar", "Sa1bTarStream", "open_sa1b_tars"]
+__all__ = ["MAX_MEMBER_BYTES", "RECORD_SCHEMA", "Sa1bTar", "Sa1bTarStream", "open_sa1b_tar", "open_sa1b_tars"]
 
 _SPAN = 5
 """Numbers that say where a row lies: TAR, first byte and size of the picture, first byte and size of the NPZ."""
@@ -46,6 +47,21 @@ def open_sa1b_tars(paths: Sequence[Path | str], *, spill_dir: Path | None = None
     if len(regular) < len(distinct) or any(kinds.values()):
         return Sa1bTarStream(distinct, spill_dir=spill_dir)
     return Sa1bTar(distinct)
+
+
+def open_sa1b_tar(path: Path | str) -> "Sa1bTar | Sa1bTarStream":
+    """`sa1b-tar:PATH`: a TAR, a folder of `*.tar` (in order of name), or a pattern such as `/data/sa_*.tar`.
+
+    Raises:
+        SourceNotFound: there is no TAR.
+    """
+    if Path(path).is_dir():
+        found = sorted(map(str, Path(path).glob("*.tar")))
+    else:
+        found = [str(path)] if Path(path).exists() else sorted(glob.glob(str(path)))
+    if not found:
+        raise SourceNotFound(f"{path}: expected a TAR, a folder of *.tar, or a pattern that matches some; got none")
+    return open_sa1b_tars(found)
 
 
 @dataclass

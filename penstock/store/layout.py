@@ -89,8 +89,15 @@ class Layout:
         """The layout of penstock's own stores: fields aligned to their type, records padded to their largest type.
 
         Raises:
-            SchemaError: there are more files than a row's record can hold checksums for.
+            SchemaError: a field varies in more than its first dimension, or there are more files than a row's record can
+                hold checksums for.
         """
+        unfit = [f"{field.name} {field.shape}" for field in schema.fields if not field.is_storable]
+        if unfit:
+            raise SchemaError(
+                f"a store holds fields of which only the first dimension varies, got {', '.join(unfit)}; encode them "
+                f"(JPEG, PNG, RLE) or bring them to one size first"
+            )
         groups: dict[str, list[Field]] = {}
         for field in schema.fields:
             if not field.is_variable:

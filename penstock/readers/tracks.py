@@ -1,0 +1,227 @@
+"""Tracks: what readers of tracking datasets share. A row is one frame of one target, a group is that target's track."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+
+from penstock.errors import BadData
+from penstock.readers.base import Memo, Reader
+from penstock.readers.fields import BOX, CATEGORY, FRAME, IMAGE, OBJECT, PATH, TIME, VALID, VIDEO, VISIBLE
+from penstock.readers.index import Index
+from penstock.schema import Field, Record, Schema
+from penstock.source import Problem
+
+ABSENT = Field(
+    name="absent", dtype="bool", kind="flag", meaning="a flag of the dataset says that the target cannot be seen"
+)
+ANNOTATED, ABSENT_BIT = 1, 2
+"""Bits of the column `flags`; readers may add bits from 4 on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Track:
+    """One target through one video, as parsed. Arrays have one entry per frame, N of them."""
+
+    video: str
+    target: str = "0"
+    """The target's id within its video."""
+    name: str
+    """Name of the group; unique."""
+    category: str = ""
+    fps: float = float("nan")
+    """Frames a second of the pictures listed; NaN where the dataset does not say."""
+    folder: str
+    """Folder of the pictures, relative to the root."""
+    numbers: np.ndarray
+    """(N,) int: number of each picture in its file name, as the dataset counts."""
+    frames: np.ndarray | None = None
+    """(N,) int: position of each row's picture in the video, from 0; None for 0..N-1."""
+    boxes: np.ndarray
+    """(N, 4) XYWH in pixels, corner from 0; NaN or nothing positive where there is no box."""
+    absent: np.ndarray
+    """(N,) bool."""
+    annotated: np.ndarray | None = None
+    """(N,) bool: the annotation has a line for this frame; None for all."""
+    extra: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Columns of the reader's own, (N, ...)."""
+
+
+class Tracks(Reader):
+    """Base of readers whose rows are frames of tracks. A subclass gives `_tracks` and `_picture`.
+
+    Visible means: annotated with a box of positive size, and not absent. The flag decides, not the box: an absent target
+    with a full-size box is not visible.
+
+    Boxes and flags of all frames are columns (`column("box")`, `column("flags")`), read without any picture.
+    """
+
+    extra_columns: ClassVar[Mapping[str, str]] = {}
+    """Columns of the reader's own, name -> dtype; each is also a field, of the same name, in `extra_fields`."""
+    extra_fields: ClassVar[tuple[Field, ...]] = ()
+    row_columns = ("box", "flags", "number", "frame")
+    schema = Schema([IMAGE, BOX, VALID, VISIBLE, ABSENT, FRAME, TIME, VIDEO, OBJECT, CATEGORY, PATH])
+
+    def _tracks(self, problems: list[Problem]) -> Iterator[Track]:
+        """All tracks, in order. Faults of whole files go to the list."""
+        raise NotImplementedError
+
+    def _picture(self, folder: str, number: int) -> str:
+        """Path of a picture, relative to the root."""
+        raise NotImplementedError
+
+    def _build(self) -> Index:
+        index = Index()
+        tracks = _Columns(self.extra_columns)
+        for track in self._tracks(index.problems):
+            if len(track.numbers):
+                tracks.add(track)
+        tracks.put_into(index)
+        return index
+
+    def column(self, name: str) -> np.ndarray:
+        """As `Reader.column`, and `valid`, `visible`, `absent`, (N,) bool, computed from box and flags."""
+        if name not in ("valid", "visible", "absent"):
+            return super().column(name)
+        flags, boxes = self.index["flags"], self.index["box"]
+        absent = (flags & ABSENT_BIT) != 0
+        with np.errstate(invalid="ignore"):
+            valid = ((flags & ANNOTATED) != 0) & (boxes[:, 2] > 0) & (boxes[:, 3] > 0)
+        found: dict[str, np.ndarray] = {"absent": absent, "valid": valid, "visible": valid & ~absent}
+        return found[name]
+
+    def describe(self) -> dict[str, object]:
+        """Tracks, videos, classes, visible and absent frames."""
+        categories, counts = np.unique(self.index.texts("category"), return_counts=True)
+        order = np.argsort(-counts, kind="stable")[:20]
+        return {
+            "tracks": len(self.groups),
+            "videos": len(set(self.index.texts("video"))),
+            "visible_rows": int(self.column("visible").sum()),
+            "absent_rows": int(self.column("absent").sum()),
+            "rows_without_annotation": int(((self.index["flags"] & ANNOTATED) == 0).sum()),
+            "classes": len(categories),
+            "largest_classes": {str(categories[number]): int(counts[number]) for number in order},
+        }
+
+    def _key(self, row: int) -> str:
+        return f"{self.index.text('group', self.group_of(row))}/{int(self.index['frame'][row]):08d}"
+
+    def _pictures(self, row: int) -> Sequence[str]:
+        return [self._path(row)]
+
+    def _path(self, row: int) -> str:
+        return self._picture(self.index.text("folder", self.group_of(row)), int(self.index["number"][row]))
+
+    def _record(self, row: int, fields: frozenset[str], memo: Memo) -> Record:
+        group = self.group_of(row)
+        box, flags = self.index["box"][row], int(self.index["flags"][row])
+        positive = bool(flags & ANNOTATED) and bool(box[2] > 0) and bool(box[3] > 0)
+        if flags & ANNOTATED and not np.isfinite(box).all() and not flags & ABSENT_BIT and "box" in fields:
+            raise BadData(f"{self.root}: {self._key(row)}: box {box.tolist()}: expected four finite numbers")
+        frame = int(self.index["frame"][row])
+        record: Record = {
+            "box": box.copy(),
+            "valid": np.array(positive),
+            "visible": np.array(positive and not flags & ABSENT_BIT),
+            "absent": np.array(bool(flags & ABSENT_BIT)),
+            "frame": np.array(frame, np.int32),
+            "time": np.array(frame / float(self.index["fps"][group])),
+            "video": self.index.text("video", group),
+            "object": self.index.text("target", group),
+            "category": self.index.text("category", group),
+            "path": self._path(row),
+        }
+        record |= {extra.name: self.index[extra.name][row] for extra in self.extra_fields}
+        if "image" in fields:
+            record["image"] = self._frame(row, memo)
+        return record
+
+    def _frame(self, row: int, memo: Memo) -> np.ndarray:
+        """The picture of a row; a reader of video files overrides it."""
+        return self._image(self._path(row), memo)
+
+
+class _Columns:
+    """Tracks put one behind another."""
+
+    def __init__(self, extra: Mapping[str, str]) -> None:
+        self.extra = extra
+        self.rows: dict[str, list[np.ndarray]] = {name: [] for name in ("box", "flags", "number", "frame", *extra)}
+        self.texts: dict[str, list[str]] = {name: [] for name in ("group", "video", "target", "category", "folder")}
+        self.fps: list[float] = []
+
+    def add(self, track: Track) -> None:
+        count = len(track.numbers)
+        annotated = np.ones(count, bool) if track.annotated is None else track.annotated
+        frames = np.arange(count) if track.frames is None else track.frames
+        flags = annotated * ANNOTATED + track.absent * ABSENT_BIT
+        for name, values in {"box": track.boxes, "flags": flags, "number": track.numbers, "frame": frames}.items():
+            self.rows[name].append(np.asarray(values))
+        for name in self.extra:
+            self.rows[name].append(np.asarray(track.extra[name]))
+        texts = (track.name, track.video, track.target, track.category, track.folder)
+        for column, text in zip(self.texts.values(), texts, strict=True):
+            column.append(text)
+        self.fps.append(track.fps)
+
+    def put_into(self, index: Index) -> None:
+        dtypes = {"box": "float32", "flags": "uint8", "number": "int32", "frame": "int32", **self.extra}
+        lengths = [len(numbers) for numbers in self.rows["number"]]
+        index.put("starts", np.concatenate([[0], np.cumsum(lengths)]), "int64")
+        index.put("fps", self.fps, "float64")
+        for name, parts in self.rows.items():
+            empty = np.zeros((0, 4) if name == "box" else (0,))
+            index.put(name, np.concatenate(parts) if parts else empty, dtypes[name])
+        for name, texts in self.texts.items():
+            index.put_texts(name, texts)
+
+
+def parse_boxes(content: bytes, where: str) -> np.ndarray:
+    """Boxes of a text file, one per line: four numbers apart by commas, tabs or blanks. Empty lines at the end are dropped.
+
+    Returns:
+        (N, 4) float64, as written; NaN where the file says so.
+
+    Raises:
+        BadData: a line does not hold four numbers; it is named.
+    """
+    lines = content.decode("utf-8-sig", "replace").strip().splitlines()
+    rows = []
+    for number, line in enumerate(lines, 1):
+        words = line.replace(",", " ").split()
+        try:
+            values = [float(word) for word in words]
+        except ValueError:
+            values = []
+        if len(values) != 4:
+            raise BadData(f"{where}: line {number}: expected four numbers, got {line[:80]!r}")
+        rows.append(values)
+    return np.array(rows, np.float64).reshape(-1, 4)
+
+
+def parse_numbers(content: bytes, where: str) -> np.ndarray:
+    """Numbers of a text file, apart by commas, blanks or lines.
+
+    Returns:
+        (N,) float64.
+
+    Raises:
+        BadData: a word is no number.
+    """
+    words = content.decode("utf-8-sig", "replace").replace(",", " ").split()
+    try:
+        return np.array([float(word) for word in words], np.float64)
+    except ValueError as error:
+        raise BadData(f"{where}: expected numbers apart by commas or lines: {error}") from error
+
+
+def picture_numbers(names: Iterable[str], suffixes: tuple[str, ...] = (".jpg", ".jpeg")) -> np.ndarray:
+    """Numbers of the pictures in a folder, ascending; names that are no number are left out.
+
+    Returns:
+        (N,) int64.
+    """
+    stems = (name.rpartition(".") for name in names if name.lower().endswith(suffixes))
+    return np.array(sorted(int(stem) for stem, _, _ in stems if stem.isdecimal()), np.int64)
