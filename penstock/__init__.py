@@ -15,6 +15,7 @@ _HOMES = {
     "ConvertConfig": "convert",
     "Epochs": "samplers",
     "Field": "schema",
+    "Group": "source",
     "Loader": "loader",
     "Map": "source",
     "PenstockError": "errors",
@@ -24,6 +25,8 @@ _HOMES = {
     "Store": "store",
     "Subset": "source",
     "convert_sa1b_tar": "convert",
+    "open_source": "registry",
+    "open_sources": "registry",
     "open_store": "store",
     "write_store": "store",
 }
@@ -34,6 +37,7 @@ __all__ = [
     "ConvertConfig",
     "Epochs",
     "Field",
+    "Group",
     "Loader",
     "Map",
     "PenstockError",
@@ -43,6 +47,8 @@ __all__ = [
     "Store",
     "Subset",
     "convert_sa1b_tar",
+    "open_source",
+    "open_sources",
     "open_store",
     "write_store",
 ]
@@ -51,9 +57,10 @@ if TYPE_CHECKING:
     from penstock.convert import ConvertConfig, convert_sa1b_tar
     from penstock.errors import BadData, PenstockError
     from penstock.loader import Loader
+    from penstock.registry import open_source, open_sources
     from penstock.samplers import Epochs
     from penstock.schema import Field, Record, Schema
-    from penstock.source import Concat, Map, Source, Subset
+    from penstock.source import Concat, Group, Map, Source, Subset
     from penstock.store import Store, open_store, write_store
 
 

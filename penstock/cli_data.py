@@ -18,7 +18,8 @@ def info(source: str, *, sample: int = 16, json: Json = False) -> int:
     Parameters
     ----------
     source
-        A store, v1 directories included, or a dataset as `READER:PATH[?option=value&...]`, `coco-panoptic:/data/coco?split=val` for instance; `READER:` takes the path from the settings.
+        A store, v1 directories included, or a dataset as `READER:PATH[?option=value&...]`:
+        `coco-panoptic:/data/coco?split=val` for instance; `READER:` takes the path from the settings.
     sample
         Rows of a dataset to read, spread evenly, to say how large its pictures are; 0 reads none.
     """
@@ -69,15 +70,16 @@ def listed(what: Literal["readers", "models", "exporters", "stages", "launchers"
 @settings.command
 def show(*, json: Json = False) -> int:
     """Print every setting, its value and where it comes from."""
-    from penstock.settings import describe_settings, load_settings
+    from penstock.settings import KEYS, load_settings
 
     loaded = load_settings()
-    rows = describe_settings(loaded)
+    content = loaded.as_dict()
     if json:
-        print(dump_json({"command": "settings show", "status": "ok", "settings": rows, "notes": list(loaded.notes)}))
+        print(dump_json({"command": "settings show", "status": "ok", **content}))
         return OK
-    for row in rows:
-        print(f"{row['key']:22} {row['value'] or '-':40} {row['from'] or row['meaning']}")
+    print(f"file: {loaded.file or 'none; looked for ' + ', '.join(map(str, loaded.searched))}")
+    for name, row in content["settings"].items():
+        print(f"  {name:22} {row['value'] or '-'}  ({row['origin'] if row['value'] else KEYS[name].meaning})")
     for note in loaded.notes:
         print(f"note: {note}", file=sys.stderr)
     return OK
@@ -89,7 +91,7 @@ def import_local(
 ) -> int:
     """Turn an old local.py into penstock.toml. The file is read, never run.
 
-    Exit 1 where an entry could not be read without running it: what could is written, the rest is listed.
+    What could not be read without running it is listed, with its line; exit 1 if that was everything.
 
     Parameters
     ----------
@@ -104,17 +106,17 @@ def import_local(
 
     imported = import_local_py(local_py)
     write_settings(settings_toml(imported.values), output, replace=replace)
-    problems = [str(problem) for problem in imported.problems]
+    empty = bool(imported.problems) and not imported.values
     if json:
-        status = "partial" if problems else "ok"
-        values = {name: str(value) for name, value in imported.values.items()}
-        print(dump_json({"command": "settings import", "status": status, "output": str(output), "settings": values,
-                         "problems": problems}))  # fmt: skip
+        status = "failed" if empty else "partial" if imported.problems else "ok"
+        print(dump_json({"command": "settings import", "status": status, "output": str(output), **imported.as_dict()}))
     else:
         print(f"{output}: {len(imported.values)} settings from {local_py}")
-        for problem in problems:
+        for problem in imported.problems:
             print(f"  left out: {problem}", file=sys.stderr)
-    return FAULT if problems else OK
+        for note in imported.notes:
+            print(f"  note: {note}", file=sys.stderr)
+    return FAULT if empty else OK
 
 
 def doctor(*, sample: int = 8, speed: Flag = False, quiet: Flag = False, json: Json = False) -> int:

@@ -226,6 +226,7 @@ def test_an_unknown_variable_is_a_note_with_the_nearest_name(home: Path) -> None
         (b"[paths]\nlasot_dir = ['/a']\n", ":2: got list"),
         (b"[paths]\nlasot_dir = /a\n", "TOML line 2"),
         (b"[paths]\nlasot_dir = '/a'\nlasot_dir = '/b'\n", "TOML line 3"),
+        (b"[paths]\nlasot_dir = " + b"[" * 3000, "too deep"),
         (b"[paths]\nlasot_dir = '/\xff'\n", "byte 22 UTF-8"),
         (b"[paths]\nlasot_dir = '$NOWHERE/a'\n", ":2: lasot_dir NOWHERE is not set"),
         (b"[paths]\nlasot_dir = '~no-such-user-here/a'\n", ":2: lasot_dir no user"),
@@ -248,6 +249,12 @@ def test_a_named_file_has_to_be_there(home: Path) -> None:
         load_settings("gone.toml", env(home))
     Path("penstock.toml").symlink_to("gone.toml")
     with pytest.raises(SourceNotFound, match="symbolic link"):
+        load_settings(environ=env(home))
+
+
+def test_a_removed_working_folder_is_refused(home: Path) -> None:
+    Path.cwd().rmdir()
+    with pytest.raises(UsageError, match="working folder was removed"):
         load_settings(environ=env(home))
 
 

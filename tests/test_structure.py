@@ -22,7 +22,7 @@ LAYERS = [
     ["schema", "report", "geometry"],
     ["source", "store", "samplers", "registry", "settings"],
     ["readers", "models", "exporters", "loader", "buffers", "feed", "fill"],
-    ["stages", "check", "check_boxes", "check_ledger", "check_v1", "check_values", "repair", "repair_boxes", "search", "describe", "doctor"],
+    ["stages", "check", "check_boxes", "check_ledger", "check_v1", "check_values", "repair", "repair_boxes", "search", "describe", "doctor", "doctor_machine", "doctor_verdict"],
     ["jobs", "work", "launch", "train", "convert"],
     ["viewer", "cli", "cli_common", "cli_data", "compat", "testing", "testing_contracts", "recipes", "progress", "report_page", "__main__"],
 ]

@@ -137,7 +137,7 @@ def binary_png(content: bytes) -> np.ndarray:
     ids, colours, _, palette = _read(content, {"palette", "gray"})
     if colours == "palette" and palette[:1].any():
         raise BadData(f"PNG: expected a mask whose palette starts with black, got {palette[0].tolist()}: which is set?")
-    mask = ids != 0
+    mask: np.ndarray = ids != 0
     highest = ids.max()
     if not (mask == (ids == highest)).all() and highest:
         values = np.unique(ids)
@@ -182,7 +182,7 @@ def _read(content: bytes, wanted: set[str]) -> tuple[np.ndarray, str, int, np.nd
         raise BadData(f"PNG: the {len(content)} bytes are truncated: expected an IEND chunk, got none")
     try:
         with Image.open(io.BytesIO(content), formats=("PNG",)) as picture:
-            pixels = np.asarray(picture)
+            pixels = np.array(picture)
             palette = np.array(picture.getpalette() or [], np.uint8).reshape(-1, 3)
     except _DAMAGED as error:
         raise BadData(f"PNG: the {len(content)} bytes are truncated or damaged: {error}") from error

@@ -106,14 +106,9 @@ class _Edges:
         top, bottom = top - 1, bottom - 1
         begin, finish = np.where(on_right > 0, bottom, top), np.where(on_right > 0, top, bottom)
         width = padded.shape[1]
-
-        def by_corner(rows: np.ndarray, columns: np.ndarray, side: np.ndarray) -> np.ndarray:
-            # where two set pixels touch by their corners, four edges meet: the side keeps each pixel's own together
-            return np.argsort((rows * width + columns) * 2 + (side > 0))
-
         vertical, after = np.empty(len(row), np.int64), np.empty(len(row), np.int64)
-        vertical[by_corner(row, end, below)] = by_corner(begin, column, -on_right)
-        after[by_corner(finish, column, on_right)] = by_corner(row, start, below)
+        vertical[_by_corner(row * width + end, below)] = _by_corner(begin * width + column, -on_right)
+        after[_by_corner(finish * width + column, on_right)] = _by_corner(row * width + start, below)
         self.row: list[int] = row.tolist()
         self.start: list[int] = start.tolist()
         self.end: list[int] = end.tolist()
@@ -189,6 +184,11 @@ def _runs(signs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.nda
     value = padded[line, place + 1].astype(np.int64)
     runs = np.flatnonzero(value)
     return line[runs], place[runs], place[runs + 1], value[runs]
+
+
+def _by_corner(corner: np.ndarray, side: np.ndarray) -> np.ndarray:
+    """The order of edge ends by corner; where four edges meet (two pixels touch), by side, so that each keeps its own."""
+    return np.argsort(corner * 2 + (side > 0))
 
 
 def _checked_outline(polygon: Sequence[float], number: int) -> np.ndarray:

@@ -136,14 +136,13 @@ class TarFiles:
 class LmdbFiles:
     """Values of an LMDB whose keys are relative paths, as the `*_lmdb` datasets of pytracking and its heirs store them.
 
-    The environment is opened read-only, per process, on first use, so that a source can be forked and pickled.
+    The environment is opened read-only on first use, once per process however many sources read it (LMDB wants it so),
+    and anew after a fork; a source can be forked and pickled.
     """
 
     def __init__(self, root: Path | str, *, prefix: str = "") -> None:
         self.root = Path(root)
         self.prefix = prefix
-        self._lock = threading.Lock()
-        self._opened: tuple[int, object] = (0, None)
 
     def read(self, path: str) -> bytes:
         """See `Files.read`."""
@@ -179,18 +178,21 @@ class LmdbFiles:
         return FolderFiles(self.root).stamp("data.mdb" if self.root.is_dir() else "")
 
     def _environment(self) -> object:
-        with self._lock:
-            process, environment = self._opened
+        with _environments_lock:
+            name = os.path.realpath(self.root)
+            process, environment = _environments.get(name, (0, None))
             if process != os.getpid():
+                if environment is not None:
+                    environment.close()  # type: ignore[attr-defined]  # the parent's, as this child inherited it
                 environment = _open_lmdb(self.root)
-                self._opened = (os.getpid(), environment)
+                _environments[name] = os.getpid(), environment
             return environment
 
-    def __getstate__(self) -> dict[str, object]:
-        return {"root": self.root, "prefix": self.prefix}
 
-    def __setstate__(self, state: dict[str, object]) -> None:
-        LmdbFiles.__init__(self, Path(str(state["root"])), prefix=str(state["prefix"]))
+_environments: dict[str, tuple[int, object]] = {}
+_environments_lock = threading.Lock()
+os.register_at_fork(before=_environments_lock.acquire, after_in_parent=_environments_lock.release,
+                    after_in_child=_environments_lock.release)  # fmt: skip
 
 
 def stamp_of(status: os.stat_result) -> int:

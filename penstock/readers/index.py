@@ -19,6 +19,7 @@ import orjson
 import xxhash
 
 from penstock.errors import StateMismatch
+from penstock.settings import default_cache_dir, load_settings
 from penstock.source import Problem
 
 FORMAT = 1
@@ -83,11 +84,13 @@ class Index:
 
 
 def cache_dir() -> Path:
-    """Where indexes are kept: PENSTOCK_CACHE_DIR, or `penstock` in the user's cache folder."""
-    named = os.environ.get("PENSTOCK_CACHE_DIR")
-    if named:
-        return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "penstock"
+    """Where indexes are kept: the setting `cache_dir`, by default `penstock` in the user's cache folder.
+
+    Raises:
+        UsageError: the settings cannot be read.
+    """
+    found = load_settings().settings.cache_dir
+    return default_cache_dir(os.environ) if found is None else found
 
 
 def fingerprint_of(parts: Iterable[object]) -> str:

@@ -54,7 +54,7 @@ def load_id_file(path: str | os.PathLike[str]) -> np.ndarray:
     """The id map in a file, by its suffix: `.pth` or `.pt`, `.npy` (never a pickle), `.png`.
 
     Returns:
-        (H, W) array of bool or integers, as stored; see `load_id_map` and `penstock.geometry.id_maps.read_id_png`.
+        (H, W) array of bool or integers, as stored; see `load_id_map` and `penstock.geometry.id_pngs.read_id_png`.
 
     Raises:
         UsageError: another suffix.
@@ -69,7 +69,7 @@ def load_id_file(path: str | os.PathLike[str]) -> np.ndarray:
         return _load_npy(path)
     if suffix != ".png":
         raise UsageError(f"{path}: expected an id map in a .pth, .pt, .npy or .png file, got suffix {path.suffix!r}")
-    from penstock.geometry.id_maps import read_id_png
+    from penstock.geometry.id_pngs import read_id_png
 
     try:
         return read_id_png(_file_bytes(path))

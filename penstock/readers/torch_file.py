@@ -79,7 +79,7 @@ def read_torch_file(content: bytes, where: str) -> object:
     """
     if content.startswith(b"PK"):
         return _read_zip(content, where)
-    if _LEGACY_START in content[:20]:
+    if _LEGACY_START in content[:32]:
         return _read_legacy(content, where)
     raise BadData(f"{where}: expected a file of torch.save, got {len(content)} bytes that start with {content[:8]!r}")
 

@@ -46,6 +46,10 @@ class Track:
     """(N,) bool: the annotation has a line for this frame; None for all."""
     extra: Mapping[str, np.ndarray] = field(default_factory=dict)
     """Columns of the reader's own, (N, ...)."""
+    texts: Mapping[str, Sequence[str | bytes]] = field(default_factory=dict)
+    """Columns of texts of the reader's own, N each."""
+    about: Mapping[str, object] = field(default_factory=dict)
+    """What the reader keeps of the track as a whole: a text, a number or several per name."""
 
 
 class Tracks(Reader):
@@ -60,6 +64,10 @@ class Tracks(Reader):
     extra_columns: ClassVar[Mapping[str, str]] = {}
     """Columns of the reader's own, name -> dtype; each is also a field, of the same name, in `extra_fields`."""
     extra_fields: ClassVar[tuple[Field, ...]] = ()
+    extra_texts: ClassVar[tuple[str, ...]] = ()
+    """Columns of texts of the reader's own, one entry per row."""
+    group_columns: ClassVar[Mapping[str, str]] = {}
+    """What the reader keeps of each track (`Track.about`), name -> dtype, "str" for texts; one entry per group."""
     row_columns = ("box", "flags", "number", "frame")
     schema = Schema([IMAGE, BOX, VALID, VISIBLE, ABSENT, FRAME, TIME, VIDEO, OBJECT, CATEGORY, PATH])
 
@@ -73,7 +81,7 @@ class Tracks(Reader):
 
     def _build(self) -> Index:
         index = Index()
-        tracks = _Columns(self.extra_columns)
+        tracks = _Columns(self.extra_columns, self.extra_texts, self.group_columns)
         for track in self._tracks(index.problems):
             if len(track.numbers):
                 tracks.add(track)
@@ -146,8 +154,11 @@ class Tracks(Reader):
 class _Columns:
     """Tracks put one behind another."""
 
-    def __init__(self, extra: Mapping[str, str]) -> None:
+    def __init__(self, extra: Mapping[str, str], extra_texts: Sequence[str], about: Mapping[str, str]) -> None:
         self.extra = extra
+        self.row_texts: dict[str, list[str | bytes]] = {name: [] for name in extra_texts}
+        self.about = about
+        self.abouts: dict[str, list[object]] = {name: [] for name in about}
         self.rows: dict[str, list[np.ndarray]] = {name: [] for name in ("box", "flags", "number", "frame", *extra)}
         self.texts: dict[str, list[str]] = {name: [] for name in ("group", "video", "target", "category", "folder")}
         self.fps: list[float] = []
@@ -161,6 +172,10 @@ class _Columns:
             self.rows[name].append(np.asarray(values))
         for name in self.extra:
             self.rows[name].append(np.asarray(track.extra[name]))
+        for name, column in self.row_texts.items():
+            column += track.texts[name]
+        for name, values in self.abouts.items():
+            values.append(track.about[name])
         texts = (track.name, track.video, track.target, track.category, track.folder)
         for column, text in zip(self.texts.values(), texts, strict=True):
             column.append(text)
@@ -174,8 +189,13 @@ class _Columns:
         for name, parts in self.rows.items():
             empty = np.zeros((0, 4) if name == "box" else (0,))
             index.put(name, np.concatenate(parts) if parts else empty, dtypes[name])
-        for name, texts in self.texts.items():
+        for name, texts in [*self.texts.items(), *self.row_texts.items()]:
             index.put_texts(name, texts)
+        for name, values in self.abouts.items():
+            if self.about[name] == "str":
+                index.put_texts(name, (str(value) for value in values))
+            else:
+                index.put(name, values, self.about[name])
 
 
 def parse_boxes(content: bytes, where: str) -> np.ndarray:

@@ -251,7 +251,7 @@ class _Decoder:
                     self._next = int(self._index.key_frames[key])
                     self._first_pts = pts
                     return
-                if packet.dts is not None and packet.dts > dts:
+                if packet.is_keyframe and packet.pts is not None and packet.pts > pts:
                     break
         raise _Lost(f"no seek leads to the key frame at time {pts}")
 

@@ -1,5 +1,6 @@
 """What is known of a video file without decoding it all: the times of its frames, where decoding can start, its size."""
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,7 +40,7 @@ class VideoIndex:
     key_pts: np.ndarray
     """(K,) int64, ascending: times of the packets at which decoding can start; none where it starts at the front."""
     key_dts: np.ndarray
-    """(K,) int64: their times of decoding."""
+    """(K,) int64: their times of decoding, by which some containers seek."""
     key_frames: np.ndarray
     """(K,) int64: the first frame shown at or after each."""
     time_base: Fraction
@@ -48,6 +49,7 @@ class VideoIndex:
     turn: str
     """How a stored frame becomes upright: any of "t" (transpose), "h" (mirror left-right), "v" (top-bottom), in order."""
     fps: float
+    """Frames per second: the average that the container states, else the measured one; NaN where there is neither."""
     identity: tuple[int, int]
     """Size in bytes and time of change (ns) of the file."""
 
@@ -91,7 +93,7 @@ def video_index(path: str | os.PathLike[str]) -> VideoIndex:
             format_name, codec = container.format.name, stream.codec_context.name
             progressive = int(getattr(stream.codec_context, "field_order", 0) or 0) <= 1
             time_base, rate = stream.time_base, stream.average_rate or stream.guessed_rate
-        stored = format_name.startswith(_SEEKABLE) and _are_ordered(packets)
+        stored = format_name.startswith(_SEEKABLE) and _have_times(packets)
         trusted = stored and progressive and codec in _ONE_TO_ONE and _begins_with_key(packets)
         container, stream = open_stream(path)
         with container:
@@ -106,7 +108,7 @@ def video_index(path: str | os.PathLike[str]) -> VideoIndex:
     if trusted:
         times.sort()
     seekable = stored and NO_PTS not in times and bool((np.diff(times) > 0).all())
-    keys = sorted((packet.pts, packet.dts) for packet in packets if packet.key) if seekable else []
+    keys = sorted((one.pts, one.pts if one.dts is None else one.dts) for one in packets if one.key) if seekable else []
     key_pts, key_dts = np.array(keys, np.int64).reshape(-1, 2).T
     stat = os.stat(path)
     return VideoIndex(
@@ -139,12 +141,15 @@ def open_stream(path: str, identity: tuple[int, int] | None = None) -> tuple[Any
     stat = os.stat(path)
     if identity is not None and (stat.st_size, stat.st_mtime_ns) != identity:
         raise BadData(f"{path}: the file changed since it was indexed; open the video again")
-    container = av.open(f"file:{path}", options={"protocol_whitelist": "file", "format_whitelist": FORMATS})
+    options = {"protocol_whitelist": "file", "format_whitelist": FORMATS}
+    container = av.open(f"file:{path}", options=options, metadata_errors="replace")
     try:
         stream = container.streams.best("video")
         if stream is None:
             raise BadData(f"{path}: expected a video, got a file of {len(container.streams)} streams without any")
         codec = stream.codec_context
+        if codec is None:
+            raise BadData(f"{path}: expected a video that can be decoded, got one of an unknown codec")
         if not 0 < codec.width * codec.height <= MAX_PIXELS:
             raise BadData(f"{path}: expected at most {MAX_PIXELS} pixels, got {codec.height} x {codec.width}")
         codec.thread_count = 1
@@ -162,7 +167,7 @@ def libav_errors(path: str) -> Iterator[None]:
     try:
         yield
     except av.error.FFmpegError as error:
-        if isinstance(error, OSError):
+        if isinstance(error, OSError) and not (error.errno == errno.EIO and _can_be_read(path)):
             raise
         raise BadData(f"{path}: expected a whole video file: {error}") from error
 
@@ -172,6 +177,18 @@ def turned(pixels: np.ndarray, turn: str) -> np.ndarray:
     for step in turn:
         pixels = {"t": pixels.swapaxes(0, 1), "h": pixels[:, ::-1], "v": pixels[::-1]}[step]
     return np.ascontiguousarray(pixels)
+
+
+def _can_be_read(path: str) -> bool:
+    """Whether the system reads the whole file: libav says EIO of a file that ends too early, too.
+
+    Raises:
+        OSError: it does not.
+    """
+    with open(path, "rb") as opened:
+        while opened.read(1 << 20):
+            pass
+    return True
 
 
 def _av() -> Any:
@@ -193,12 +210,10 @@ class _Packet:
         self.corrupt: bool = packet.is_corrupt
 
 
-def _are_ordered(packets: list[_Packet]) -> bool:
-    """Whether every packet has times, each presentation time once, decoding times ascending."""
-    pts, dts = [packet.pts for packet in packets], [packet.dts for packet in packets]
-    if None in pts or None in dts or len(set(pts)) < len(pts):
-        return False
-    return bool((np.diff(np.array(dts, np.int64)) > 0).all())
+def _have_times(packets: list[_Packet]) -> bool:
+    """Whether every packet has a presentation time of its own."""
+    times = {packet.pts for packet in packets}
+    return None not in times and len(times) == len(packets)
 
 
 def _begins_with_key(packets: list[_Packet]) -> bool:
@@ -260,4 +275,4 @@ def _turn(path: str, frame: Any) -> str:
 
 def _measured_fps(times: np.ndarray, time_base: Fraction | None) -> float:
     span = int(times[-1]) - int(times[0])
-    return (len(times) - 1) / float(span * time_base) if span > 0 and time_base else 25.0
+    return (len(times) - 1) / float(span * time_base) if span > 0 and time_base else float("nan")

@@ -26,6 +26,8 @@ def parse_settings(text: str, path: Path) -> dict[str, str]:
         raise UsageError(
             f"{path}: this is no TOML: {error}; a value stands in quotes: lasot_dir = '/data/lasot'"
         ) from None
+    except RecursionError:
+        raise UsageError(f"{path}: this is no settings file: brackets within brackets, too deep to read") from None
     for name in content:
         if name != TABLE:
             hint = f"keys stand below a line [{TABLE}]" if name in KEYS else f"the only table is [{TABLE}]"

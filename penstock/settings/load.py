@@ -79,7 +79,7 @@ def load_settings(path: Path | str | None = None, environ: Mapping[str, str] | N
     for name, key in KEYS.items():
         if key.variable in environ:
             value = environ[key.variable]
-            values[name] = _expand(value, base=Path.cwd(), environ=environ, where=key.variable)
+            values[name] = _expand(value, base=_here(), environ=environ, where=key.variable)
             origins[name] = key.variable
     if values["cache_dir"] is None:
         values["cache_dir"] = default_cache_dir(environ)
@@ -93,7 +93,7 @@ def default_cache_dir(environ: Mapping[str, str]) -> Path:
 
 
 def _candidates(path: Path | str | None, environ: Mapping[str, str]) -> list[Path]:
-    here = Path.cwd()
+    here = _here()
     named = path or environ.get(SETTINGS_VARIABLE)
     if named:
         return [here / _home_expanded(str(named), environ, "settings file")]
@@ -113,6 +113,13 @@ def _read_text(path: Path) -> str:
         raise SourceNotFound(f"{path}: a symbolic link that leads nowhere; mend it or remove it") from None
     except OSError as error:
         raise UsageError(f"{path}: the settings file cannot be read: {error.strerror or error}") from error
+
+
+def _here() -> Path:
+    try:
+        return Path.cwd()
+    except FileNotFoundError:
+        raise UsageError("the working folder was removed; go to another one and try again") from None
 
 
 def _home(environ: Mapping[str, str]) -> Path:

@@ -1,10 +1,10 @@
-"""Masks: resizing by area."""
+"""Masks: what is one, and resizing by area."""
 
 import numpy as np
 import pytest
 
 from penstock.errors import BadData
-from penstock.geometry.masks import resize_mask
+from penstock.geometry.masks import binary_mask, resize_mask
 
 
 def test_a_cell_is_set_where_more_than_half_is_covered() -> None:
@@ -34,3 +34,26 @@ def test_an_object_of_one_pixel_keeps_one_cell() -> None:
 def test_what_is_no_mask_is_bad_data(shape: tuple[int, ...]) -> None:
     with pytest.raises(BadData, match="expected"):
         resize_mask(np.zeros(shape), (4, 4))
+
+
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.int32, np.float32])
+def test_zeros_and_ones_of_any_type_are_a_mask(dtype: type) -> None:
+    mask = np.array([[0, 1], [1, 1]], dtype)
+    np.testing.assert_array_equal(binary_mask(mask), np.array([[0, 1], [1, 1]], np.uint8), strict=True)
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        np.array([[0, 255]], np.uint8),
+        np.array([[0, -1]]),
+        np.array([[0.0, 0.5]]),
+        np.array([[np.nan, 1.0]]),
+        np.array([["0", "1"]]),
+        np.zeros((0, 4)),
+        np.zeros((2, 2, 1)),
+    ],
+)
+def test_other_values_are_not_rounded(mask: np.ndarray) -> None:
+    with pytest.raises(BadData, match="mask: expected"):
+        binary_mask(mask)

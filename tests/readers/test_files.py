@@ -1,0 +1,95 @@
+"""Files in folders, TARs and LMDBs look the same to a reader."""
+
+import os
+import pickle
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import lmdb
+import pytest
+
+from penstock.errors import BadData, SourceNotFound
+from penstock.readers.files import Files, FolderFiles, LmdbFiles, TarFiles
+from penstock.testing import write_tar
+
+CONTENT = {"a/1.txt": b"one", "a/b/2.txt": b"two", "\u4e09.txt": b"three"}
+
+
+def folder(root: Path) -> Files:
+    for name, content in CONTENT.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(content)
+    return FolderFiles(root)
+
+
+def tar(root: Path) -> Files:
+    write_tar(root / "x.tar", [(f"./{name}", content) for name, content in CONTENT.items()])
+    return TarFiles(root / "x.tar")
+
+
+def write_lmdb(path: Path, content: dict[str, bytes]) -> None:
+    """An LMDB as the `*_lmdb` datasets are: keys are relative paths."""
+    with lmdb.open(str(path), map_size=1 << 24) as environment, environment.begin(write=True) as transaction:
+        for name, value in content.items():
+            transaction.put(name.encode(), value)
+
+
+def database(root: Path) -> Files:
+    write_lmdb(root / "db", {f"train/{name}": content for name, content in CONTENT.items()})
+    return LmdbFiles(root / "db", prefix="train/")
+
+
+MAKERS = [folder, tar, database]
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_content_names_and_stamps(tmp_path: Path, make: Callable[[Path], Files]) -> None:
+    files = make(tmp_path)
+    for copy in (files, pickle.loads(pickle.dumps(files))):
+        assert {name: copy.read(name) for name in CONTENT} == CONTENT
+        assert copy.names() == ["a", "\u4e09.txt"]
+        assert copy.names("a") == ["1.txt", "b"]
+        assert copy.names("nowhere") == []
+        assert copy.exists("a/b/2.txt")
+        assert not copy.exists("a/3.txt")
+        assert copy.stamp("a/1.txt") != 0
+        assert copy.stamp("a/3.txt") == 0
+        with pytest.raises(BadData, match=r"3\.txt"):
+            copy.read("a/3.txt")
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_threads_and_a_fork_read_the_same(tmp_path: Path, make: Callable[[Path], Files]) -> None:
+    files = make(tmp_path)
+    names = list(CONTENT) * 20
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(files.read, names)) == [CONTENT[name] for name in names]
+    child = os.fork()
+    if not child:
+        os._exit(0 if all(files.read(name) == CONTENT[name] for name in CONTENT) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_a_changed_file_has_another_stamp(tmp_path: Path) -> None:
+    files = folder(tmp_path)
+    before = files.stamp("a/1.txt")
+    (tmp_path / "a" / "1.txt").write_bytes(b"longer")
+    assert files.stamp("a/1.txt") != before
+
+
+def test_what_is_no_tar_or_no_lmdb_is_said(tmp_path: Path) -> None:
+    (tmp_path / "x.tar").write_bytes(b"x" * 2000)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(BadData, match="TAR"):
+        TarFiles(tmp_path / "x.tar").names()
+    with pytest.raises(SourceNotFound, match="LMDB"):
+        LmdbFiles(tmp_path / "empty").names()
+    with pytest.raises(SourceNotFound, match="LMDB"):
+        LmdbFiles(tmp_path / "nowhere").names()
+
+
+def test_a_loop_of_links_is_said(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(BadData, match="loop"):
+        FolderFiles(tmp_path).names("loop")
