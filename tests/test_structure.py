@@ -20,7 +20,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     ["errors"],
     ["schema", "report", "geometry"],
-    ["source", "store", "samplers", "registry", "settings"],
+    ["source", "store", "samplers", "registry", "settings", "draws", "tracking"],
     ["readers", "models", "exporters", "loader", "buffers", "feed", "fill"],
     ["stages", "check", "check_boxes", "check_ledger", "check_v1", "check_values", "repair", "repair_boxes", "search", "describe", "doctor", "doctor_machine", "doctor_verdict"],
     ["jobs", "work", "launch", "train", "convert"],

@@ -16,7 +16,7 @@ from penstock.geometry.id_maps import checked_ids, panoptic_ids, panoptic_rgb
 from penstock.geometry.masks import MAX_MASK_PIXELS, binary_mask
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_END = b"IEND\xaeB`\x82"
+PNG_END = b"IEND\xaeB`\x82"
 _COLOURS = {0: "gray", 2: "RGB", 3: "palette", 4: "gray with alpha", 6: "RGB with alpha"}
 _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, OverflowError, struct.error, zlib.error)
 
@@ -178,7 +178,7 @@ def _read(content: bytes, wanted: set[str]) -> tuple[np.ndarray, str, int, np.nd
             f"PNG: expected {' or '.join(sorted(wanted))}, got {colours} of {bits} bits; ids that were saved as "
             f"colours, or colours as ids, cannot be told apart: write the file anew from its source"
         )
-    if _END not in content:
+    if PNG_END not in content:
         raise BadData(f"PNG: the {len(content)} bytes are truncated: expected an IEND chunk, got none")
     try:
         with Image.open(io.BytesIO(content), formats=("PNG",)) as picture:

@@ -9,6 +9,8 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from penstock.errors import BadData, MissingExtra
+from penstock.geometry.id_pngs import PNG_END
+from penstock.geometry.masks import MAX_MASK_PIXELS
 
 try:
     import cv2
@@ -17,11 +19,10 @@ except ImportError as error:
     missing = "simplejpeg" if "simplejpeg" in str(error) else "opencv-python-headless"
     raise MissingExtra(missing, "images", "decoding pictures") from error
 
-MAX_PIXELS = 1 << 26
+MAX_PIXELS = MAX_MASK_PIXELS
 """A larger picture is taken for a decompression bomb. The largest of SA-1B have 2^24."""
 
 _ORIENTATION = 0x0112
-_PNG_END = b"IEND\xaeB`\x82"
 _PIL_ERRORS = (
     UnidentifiedImageError,
     Image.DecompressionBombError,
@@ -60,7 +61,7 @@ def picture_header(content: bytes) -> PictureHeader:
     if content.startswith(b"\x89PNG\r\n\x1a\n"):
         if content[24:25] == b"\x10":
             raise BadData("picture: expected 8 bits per colour, got a PNG of 16; convert it with the range you mean")
-        if _PNG_END not in content:
+        if PNG_END not in content:
             raise BadData(f"picture: the PNG of {len(content)} bytes is truncated: expected an IEND chunk, got none")
     elif not content.startswith(b"\xff\xd8"):
         raise BadData(f"picture: expected a JPEG or a PNG, got {len(content)} bytes that start with {content[:8]!r}")

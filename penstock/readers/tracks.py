@@ -68,7 +68,7 @@ class Tracks(Reader):
     """Columns of texts of the reader's own, one entry per row."""
     group_columns: ClassVar[Mapping[str, str]] = {}
     """What the reader keeps of each track (`Track.about`), name -> dtype, "str" for texts; one entry per group."""
-    row_columns = ("box", "flags", "number", "frame")
+    row_columns: ClassVar[tuple[str, ...]] = ("box", "flags", "number", "frame")
     schema = Schema([IMAGE, BOX, VALID, VISIBLE, ABSENT, FRAME, TIME, VIDEO, OBJECT, CATEGORY, PATH])
 
     def _tracks(self, problems: list[Problem]) -> Iterator[Track]:
@@ -160,7 +160,9 @@ class _Columns:
         self.about = about
         self.abouts: dict[str, list[object]] = {name: [] for name in about}
         self.rows: dict[str, list[np.ndarray]] = {name: [] for name in ("box", "flags", "number", "frame", *extra)}
-        self.texts: dict[str, list[str]] = {name: [] for name in ("group", "video", "target", "category", "folder")}
+        self.texts: dict[str, list[str | bytes]] = {
+            name: [] for name in ("group", "video", "target", "category", "folder")
+        }
         self.fps: list[float] = []
 
     def add(self, track: Track) -> None:
@@ -189,7 +191,7 @@ class _Columns:
         for name, parts in self.rows.items():
             empty = np.zeros((0, 4) if name == "box" else (0,))
             index.put(name, np.concatenate(parts) if parts else empty, dtypes[name])
-        for name, texts in [*self.texts.items(), *self.row_texts.items()]:
+        for name, texts in (self.texts | self.row_texts).items():
             index.put_texts(name, texts)
         for name, values in self.abouts.items():
             if self.about[name] == "str":

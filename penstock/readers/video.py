@@ -3,24 +3,34 @@
 What is exact and how: `video_index` lists the presentation times of all frames. Where a container stores them (MP4, MOV,
 Matroska, WebM) the decoder starts at the last key frame shown no later than the frame wanted, and every frame that comes
 out must be the one that the index expects there; if one is not, the file is decoded from its start, checked the same
-way, and what fails that is BadData. Other containers (AVI, MPEG-TS, ...) are always decoded from their start.
+way, and what fails that is BadData. Other containers (AVI, MPEG-TS, ...) are always decoded from their start. Damage
+inside a picture that the decoder conceals without saying so cannot be told from the picture.
 
 Frames come upright: a display matrix (a phone's rotation by a multiple of 90 degrees, a mirror) is applied, as players
 and OpenCV do. Annotations made on such pictures fit; size_hw is the upright size. Decoding uses one thread per video, so
 that forks are safe and worker processes do not fight; many videos are read in many threads or processes.
 """
 
+import itertools
 import operator
 import os
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 from penstock.errors import BadData, UsageError
-from penstock.readers.video_index import VideoIndex, libav_errors, open_stream, turned, video_index
+from penstock.readers.video_index import (
+    VideoIndex,
+    frames_of,
+    libav_errors,
+    open_stream,
+    packets_of,
+    turned,
+    video_index,
+)
 from penstock.source import check_index
 
 SEEK_COST = 8
@@ -195,7 +205,8 @@ class _Decoder:
     def __init__(self, path: str, index: VideoIndex) -> None:
         self._index = index
         self.container, self._stream = open_stream(path, index.identity)
-        self._frames = self._decode(self.container.demux(self._stream))
+        self._path = path
+        self._frames = frames_of(packets_of(path, self.container, self._stream))
         self._next = 0
         self._first_pts: int | None = None
         self._last: Any = None
@@ -244,26 +255,16 @@ class _Decoder:
         self._last = None
         for target in dict.fromkeys((pts, dts)):
             self.container.seek(target, stream=self._stream, backward=True)
-            packets = self.container.demux(self._stream)
+            packets = packets_of(self._path, self.container, self._stream)
             for packet in packets:
                 if packet.pts == pts and packet.is_keyframe:
-                    self._frames = self._decode(_behind(packet, packets))
+                    self._frames = frames_of(itertools.chain([packet], packets))
                     self._next = int(self._index.key_frames[key])
                     self._first_pts = pts
                     return
                 if packet.is_keyframe and packet.pts is not None and packet.pts > pts:
                     break
         raise _Lost(f"no seek leads to the key frame at time {pts}")
-
-    @staticmethod
-    def _decode(packets: Iterable[Any]) -> Iterator[Any]:
-        for packet in packets:
-            yield from packet.decode()
-
-
-def _behind(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
-    yield first
-    yield from rest
 
 
 class _Entry:

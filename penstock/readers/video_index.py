@@ -2,7 +2,7 @@
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -88,7 +88,7 @@ def video_index(path: str | os.PathLike[str]) -> VideoIndex:
     with libav_errors(path):
         container, stream = open_stream(path)
         with container:
-            packets = [_Packet(packet) for packet in container.demux(stream) if packet.size]
+            packets = [_Packet(packet) for packet in packets_of(path, container, stream) if packet.size]
             _check_complete(path, container, stream, packets)
             format_name, codec = container.format.name, stream.codec_context.name
             progressive = int(getattr(stream.codec_context, "field_order", 0) or 0) <= 1
@@ -97,7 +97,7 @@ def video_index(path: str | os.PathLike[str]) -> VideoIndex:
         trusted = stored and progressive and codec in _ONE_TO_ONE and _begins_with_key(packets)
         container, stream = open_stream(path)
         with container:
-            decoded = container.decode(stream)
+            decoded = frames_of(packets_of(path, container, stream))
             first = next(decoded, None)
             if first is None:
                 raise BadData(f"{path}: expected a video of at least one frame, got none from {len(packets)} packets")
@@ -158,6 +158,24 @@ def open_stream(path: str, identity: tuple[int, int] | None = None) -> tuple[Any
         container.close()
         raise
     return container, stream
+
+
+def packets_of(path: str, container: Any, stream: Any) -> Iterator[Any]:
+    """The packets of a stream from where the container stands, the empty one that flushes the decoder included.
+
+    Raises:
+        BadData: another stream turns up on the way, which a damaged file does.
+    """
+    try:
+        yield from container.demux(stream)
+    except IndexError as error:  # PyAV looks up a stream that was not there when it opened the file
+        raise BadData(f"{path}: expected {len(container.streams)} streams, met another one in the middle") from error
+
+
+def frames_of(packets: Iterable[Any]) -> Iterator[Any]:
+    """The decoded frames of packets, in presentation order."""
+    for packet in packets:
+        yield from packet.decode()
 
 
 @contextmanager

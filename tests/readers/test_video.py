@@ -428,6 +428,17 @@ def test_an_index_that_the_decoder_contradicts_is_bad_data(made: Callable[[str],
     assert [number_of(early[i]) for i in (40, 2, 30)] == [40, 2, 30], "decoded from the start where no seek is right"
 
 
+def test_a_stream_that_turns_up_late_is_bad_data() -> None:
+    class Container:
+        streams = (1,)
+
+        def demux(self, stream: object) -> list[object]:
+            raise IndexError("list index out of range")
+
+    with pytest.raises(BadData, match=r"late\.ts: expected 1 streams"):
+        list(index_module.packets_of("late.ts", Container(), None))
+
+
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.sampled_from(["b_frames.mp4", "lossless.mkv", "mpeg4.avi"]),
