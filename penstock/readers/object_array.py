@@ -1,13 +1,6 @@
-"""Decoding a pickled NumPy object array of numbers without letting the pickle call anything.
-
-`pickle.Unpickler.find_class` hands out stubs in place of the few names that NumPy's own pickles refer to, and refuses
-every other name. The stubs only collect what the pickle says; arrays are built from it afterwards, with every size
-checked. So neither NumPy's functions nor anything else importable runs on behalf of a hostile file.
-"""
+"""Decoding a pickled NumPy object array of numbers without letting the pickle call anything: see `safe_pickle`."""
 
 import io
-import pickle
-import re
 from collections.abc import Sequence
 from typing import Literal
 
@@ -15,22 +8,9 @@ import numpy as np
 
 from penstock.errors import BadData
 from penstock.readers.pickle_memo import refuse_huge_memo
+from penstock.readers.safe_pickle import NUMPY_STUBS, PICKLE_ERRORS, ArrayState, StubUnpickler
 
 MAX_DEPTH = 4
-_NUMBER = re.compile(r"[<>|=]?(?:b1|[iu][1248]|f[248]|\?)")
-_PICKLE_ERRORS = (
-    pickle.UnpicklingError,
-    EOFError,
-    TypeError,
-    ValueError,
-    AttributeError,
-    IndexError,
-    KeyError,
-    OverflowError,
-    MemoryError,
-    RecursionError,
-    ImportError,
-)
 
 
 def decode_object_array(
@@ -54,154 +34,18 @@ def decode_object_array(
     content = bytes(content)
     refuse_huge_memo(content, name)
     try:
-        state = _NumbersOnly(io.BytesIO(content), name).load()
+        state = StubUnpickler(io.BytesIO(content), f"NPZ: member {name!r}", NUMPY_STUBS).load()
     except BadData:
         raise
-    except _PICKLE_ERRORS as error:
+    except PICKLE_ERRORS as error:
         raise BadData(f"NPZ: member {name!r}: the pickle cannot be read as an array of numbers: {error}") from error
-    if not isinstance(state, _ArrayState):
+    if not isinstance(state, ArrayState):
         raise BadData(f"NPZ: member {name!r}: expected a pickled array, got {type(state).__name__}")
     builder = _Builder(name, max_bytes)
     array = builder.build(state)
     if shape is not None and state.shape != shape:
         raise BadData(f"NPZ: member {name!r}: its header says shape {shape}, its pickle {state.shape}")
     return array
-
-
-class _NumbersOnly(pickle.Unpickler):
-    """An unpickler whose every global is one of our stubs."""
-
-    def __init__(self, stream: io.BytesIO, name: str) -> None:
-        super().__init__(stream, encoding="latin1")
-        self._name = name
-
-    def find_class(self, module: str, name: str) -> "_Stub":
-        stub = _STUBS.get((module.replace("numpy.core", "numpy._core"), name))
-        if stub is None:
-            raise BadData(
-                f"NPZ: member {self._name!r}: the pickle asks for {module}.{name}; expected nothing but arrays of "
-                f"numbers. It was refused and nothing was run"
-            )
-        return stub()
-
-    def persistent_load(self, pid: object) -> object:
-        raise BadData(f"NPZ: member {self._name!r}: the pickle refers to an object outside itself, which is refused")
-
-
-class _Stub:
-    """Stands for a global. Instances, never classes, are handed out: a pickle can set nothing on them."""
-
-    __slots__ = ()
-
-    def __setstate__(self, state: object) -> None:
-        raise ValueError("state given to a name")
-
-
-class _NdarrayName(_Stub):
-    """`numpy.ndarray`: only named, as an argument of `_reconstruct`."""
-
-    __slots__ = ()
-
-
-class _Reconstruct(_Stub):
-    """`numpy._core.multiarray._reconstruct(ndarray, (0,), b"b")`: an array whose state follows."""
-
-    __slots__ = ()
-
-    def __call__(self, kind: object, shape: object, code: object) -> "_ArrayState":
-        if not isinstance(kind, _NdarrayName):
-            raise ValueError("_reconstruct of something that is no ndarray")
-        return _ArrayState()
-
-
-class _DtypeName(_Stub):
-    """`numpy.dtype("f4", False, True)`: a type whose byte order follows."""
-
-    __slots__ = ()
-
-    def __call__(self, code: object, *flags: object) -> "_DtypeState":
-        if not isinstance(code, str) or len(flags) > 2:
-            raise ValueError("a dtype that is not named by a text")
-        return _DtypeState(code)
-
-
-class _Scalar(_Stub):
-    """`numpy._core.multiarray.scalar(dtype, bytes)`: one number."""
-
-    __slots__ = ()
-
-    def __call__(self, dtype: object, content: object) -> int | float | bool:
-        if not isinstance(dtype, _DtypeState) or not isinstance(content, bytes):
-            raise ValueError("a scalar that is no number")
-        numbers = np.frombuffer(content, dtype.resolve())
-        if len(numbers) != 1:
-            raise ValueError(f"a scalar of {len(content)} bytes")
-        number: int | float | bool = numbers[0].item()
-        return number
-
-
-class _Encode(_Stub):
-    """`_codecs.encode(text, "latin1")`: how pickle protocol 2 spells bytes."""
-
-    __slots__ = ()
-
-    def __call__(self, text: object, codec: object) -> bytes:
-        if not isinstance(text, str) or codec not in ("latin1", "latin-1"):
-            raise ValueError("bytes that are not spelt in latin1")
-        return text.encode("latin1")
-
-
-class _DtypeState:
-    __slots__ = ("code", "order")
-
-    def __init__(self, code: str) -> None:
-        self.code = code
-        self.order = "|"
-
-    def __setstate__(self, state: object) -> None:
-        if not isinstance(state, tuple) or len(state) < 2 or state[1] not in ("<", ">", "|", "="):
-            raise ValueError("a dtype whose byte order is not stated")
-        self.order = state[1]
-
-    @property
-    def is_object(self) -> bool:
-        return self.code in ("O", "O8", "O4", "|O")
-
-    def resolve(self) -> np.dtype:
-        if not _NUMBER.fullmatch(self.code):
-            raise ValueError(f"a dtype {self.code!r}, which is no number")
-        dtype = np.dtype(self.code)
-        return dtype if self.order in "|=" else dtype.newbyteorder("<" if self.order == "<" else ">")
-
-
-class _ArrayState:
-    __slots__ = ("dtype", "fortran", "payload", "shape")
-
-    def __init__(self) -> None:
-        self.shape: tuple[int, ...] | None = None
-        self.dtype = _DtypeState("?")
-        self.fortran = False
-        self.payload: bytes | bytearray | list[object] = b""
-
-    def __setstate__(self, state: object) -> None:
-        if not isinstance(state, tuple) or len(state) != 5:
-            raise ValueError("an array whose state is not (version, shape, dtype, order, content)")
-        _, shape, dtype, fortran, payload = state
-        sides = isinstance(shape, tuple) and all(type(side) is int and 0 <= side < 1 << 40 for side in shape)
-        if not sides or len(shape) > 32 or not isinstance(dtype, _DtypeState):
-            raise ValueError(f"an array of shape {shape!r}"[:200])
-        if not isinstance(payload, list if dtype.is_object else bytes | bytearray):
-            raise ValueError(f"an array whose content is {type(payload).__name__}")
-        self.shape, self.dtype, self.fortran, self.payload = shape, dtype, bool(fortran), payload
-
-
-_STUBS: dict[tuple[str, str], type[_Stub]] = {
-    ("numpy._core.multiarray", "_reconstruct"): _Reconstruct,
-    ("numpy._core.multiarray", "scalar"): _Scalar,
-    ("numpy", "ndarray"): _NdarrayName,
-    ("numpy", "dtype"): _DtypeName,
-    ("_codecs", "encode"): _Encode,
-}
 
 
 class _Builder:
@@ -212,7 +56,7 @@ class _Builder:
         self._max_bytes = max_bytes
         self._left = max_bytes
 
-    def build(self, state: _ArrayState, depth: int = 0) -> np.ndarray:
+    def build(self, state: ArrayState, depth: int = 0) -> np.ndarray:
         """The array of a state; elements that are arrays are stacked."""
         if state.shape is None:
             raise self._bad("an array without content")
@@ -244,8 +88,8 @@ class _Builder:
         if small is not None:
             return small
         kinds = set(map(type, values))
-        if kinds == {_ArrayState}:
-            return self._stacked([value for value in values if isinstance(value, _ArrayState)], shape, depth)
+        if kinds == {ArrayState}:
+            return self._stacked([value for value in values if isinstance(value, ArrayState)], shape, depth)
         if not kinds <= {int, bool, float}:
             raise self._bad("elements of type " + ", ".join(sorted(kind.__name__ for kind in kinds)))
         try:
@@ -253,7 +97,7 @@ class _Builder:
         except OverflowError as error:
             raise self._bad("integers of more than 64 bits") from error
 
-    def _stacked(self, states: Sequence[_ArrayState], shape: tuple[int, ...], depth: int) -> np.ndarray:
+    def _stacked(self, states: Sequence[ArrayState], shape: tuple[int, ...], depth: int) -> np.ndarray:
         if len(shape) != 1:
             raise self._bad(f"arrays inside an array of shape {shape}")
         inner = [self.build(state, depth + 1) for state in states]

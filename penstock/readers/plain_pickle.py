@@ -37,13 +37,14 @@ _REFUSED = {
     "EXT1",
     "EXT2",
     "EXT4",
+    "FROZENSET",
     "NEWOBJ",
     "NEWOBJ_EX",
     "NEXT_BUFFER",
     "OBJ",
     "READONLY_BUFFER",
 }
-"""Opcodes that make or change objects of classes, or buffers."""
+"""Opcodes that make or change what is no plain data."""
 
 _SETS = {("__builtin__", "set"), ("builtins", "set")}
 """What protocols 0 to 3 call a set: the one name that is known."""
@@ -54,7 +55,7 @@ class PlainPickle:
     """What a pickle holds."""
 
     value: Any
-    """dict, list, tuple, set, frozenset, str, bytes, int, float, bool or None, nested."""
+    """dict, list, tuple, set, str, bytes, int, float, bool or None, nested."""
     latin1: int
     """Byte strings of Python 2 that are no UTF-8 and were read as Latin-1."""
     example: bytes
@@ -70,7 +71,7 @@ def load_plain_pickle(content: bytes, where: str) -> PlainPickle:
 
     Raises:
         BadData: the pickle asks for a name (any class or function but `set`), for an object outside itself, for an opcode
-            that makes objects; a dict's key or a set's member is a container; or it is damaged.
+            that makes other things; a dict's key or a set's member is a container; or it is damaged.
     """
     unpickler = _PlainUnpickler(content, where)
     try:
@@ -128,7 +129,7 @@ class _PlainUnpickler(pickle._Unpickler):
 
     def refuse(self, opcode: str) -> None:
         """What a refused opcode does."""
-        raise BadData(f"{self._where}: the pickle asks for {opcode}, which makes objects; it was refused")
+        raise BadData(f"{self._where}: the pickle asks for {opcode}, which makes what is no plain data; it was refused")
 
     def set_item(self) -> None:
         """SETITEM."""
@@ -153,11 +154,6 @@ class _PlainUnpickler(pickle._Unpickler):
             raise TypeError("members given to something that is no set")
         self.stack[-1].update(_hashable(items))
 
-    def make_frozenset(self) -> None:
-        """FROZENSET."""
-        items = self.pop_mark()
-        self.append(frozenset(_hashable(items)))
-
 
 def _refusal(opcode: str) -> Callable[[_PlainUnpickler], None]:
     return lambda unpickler: unpickler.refuse(opcode)
@@ -171,7 +167,6 @@ _PlainUnpickler.dispatch |= {
     pickle.SETITEMS[0]: _PlainUnpickler.set_items,
     pickle.DICT[0]: _PlainUnpickler.make_dict,
     pickle.ADDITEMS[0]: _PlainUnpickler.add_items,
-    pickle.FROZENSET[0]: _PlainUnpickler.make_frozenset,
 }
 
 

@@ -15,7 +15,7 @@ from penstock.readers.plain_pickle import load_plain_pickle
 
 _SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary()
 _PLAIN = st.recursive(
-    _SCALARS | st.sets(st.integers() | st.text()) | st.frozensets(st.text()),
+    _SCALARS | st.sets(st.integers() | st.text()),
     lambda inner: st.lists(inner) | st.tuples(inner, inner) | st.dictionaries(_SCALARS, inner),
     max_leaves=20,
 )
@@ -105,7 +105,7 @@ def test_a_name_is_refused_and_named(
         (b"})" + b"\x85" * 1_000_000 + b"K\x01s.", "a tuple as the key"),
         (b"(" + b")" + b"\x85" * 1_000_000 + b"K\x01d.", "a tuple as the key"),
         (b"\x8f()" + b"\x85" * 1_000_000 + b"\x90.", "a tuple as the key of a dict or the member of a set"),
-        (b"()" + b"\x85" * 1_000_000 + b"\x91.", "a tuple as the key of a dict or the member of a set"),
+        (b"()" + b"\x85" * 1_000_000 + b"\x91.", "asks for FROZENSET"),
         (b"c__builtin__\nset\n(]](K\x01ee" + b"tR.", "a list as the key|damaged"),
         (b"]K\x01K\x02s.", "no dict"),
         (b"]r\xff\xff\xff\xff", "damaged"),
@@ -135,7 +135,7 @@ def test_any_bytes_give_plain_data_or_bad_data(content: bytes) -> None:
         found = load_plain_pickle(content, "f").value
     except BadData:
         return
-    assert isinstance(found, dict | list | tuple | set | frozenset | str | bytes | int | float | None)
+    assert isinstance(found, dict | list | tuple | set | str | bytes | int | float | None)
 
 
 def test_every_cut_of_a_pickle_is_refused() -> None:
