@@ -31,8 +31,8 @@ class Pictures:
 
     def positions(self, wanted: Iterable[object]) -> np.ndarray:
         """(M,) int64: position of each picture asked for by its id; -1 where there is none."""
-        known = {one: position for position, one in enumerate(self.ids)}
-        found = [known.get(one, -1) if isinstance(one, int | str) else -1 for one in wanted]
+        known: dict[object, int] = {one: position for position, one in enumerate(self.ids)}
+        found = [known.get(one, -1) if isinstance(one, int | float | str) else -1 for one in wanted]
         return np.array(found, np.int64)
 
 
@@ -64,11 +64,12 @@ class Classes:
             BadData: an entry has no id, or an id names two classes.
         """
         for entry in entries:
-            if not isinstance(entry, dict) or type(entry.get("id")) is not int:
+            number = _whole(entry.get("id")) if isinstance(entry, dict) else MISSING
+            if number == MISSING:
                 raise BadData(f"{where}: categories: expected entries with a whole number as id, got {str(entry)[:80]}")
             isthing = entry.get("isthing")
-            names = str(entry.get("name", "")), str(entry.get("supercategory", ""))
-            found = (*names, int(isthing) if isthing in (0, 1) else -1)
+            name, group = ("" if entry.get(key) is None else str(entry[key]) for key in ("name", "supercategory"))
+            found = name, group, int(isthing) if isthing in (0, 1) else -1
             if self._known.setdefault(entry["id"], found) != found:
                 raise BadData(
                     f"{where}: categories: id {entry['id']} stands for {self._known[entry['id']]} and {found}"
@@ -122,6 +123,8 @@ def pictures_of(entries: Sequence[Any], tally: Tally) -> Pictures:
     twice, nameless = [], []
     for entry in entries:
         number = entry.get("id") if isinstance(entry, dict) else None
+        if isinstance(number, float) and number.is_integer():
+            number = int(number)
         if not isinstance(number, int | str):
             nameless.append(entry)
         elif number in known:
@@ -154,14 +157,12 @@ def real_numbers(entries: Sequence[Any], name: str) -> np.ndarray:
 
 def boxes_of(entries: Sequence[Any]) -> np.ndarray:
     """(N, 4) float32: `bbox` of each entry as it stands, NaN where it is not four numbers."""
+    boxes = list(_each(entries, "bbox"))
     values = None
-    try:
-        boxes = [entry["bbox"] for entry in entries]
-        if {*map(type, boxes)} <= {list} and {*map(len, boxes)} <= {4}:
-            values = np.array(list(chain.from_iterable(boxes)))
-    except (KeyError, TypeError):
-        boxes = list(_each(entries, "bbox"))
-    if values is None or values.ndim != 1 or values.dtype.kind not in "iuf":
+    if {*map(type, boxes)} <= {list} and {*map(len, boxes)} <= {4}:
+        flat = list(chain.from_iterable(boxes))
+        values = np.array(flat) if {*map(type, flat)} <= {int, float} else None
+    if values is None or values.dtype.kind not in "iuf":
         is_box = [isinstance(box, list) and len(box) == 4 and all(map(_is_number, box)) for box in boxes]
         values = np.array([box if fits else [np.nan] * 4 for box, fits in zip(boxes, is_box, strict=True)], np.float64)
     return _as_float32(values).reshape(-1, 4)

@@ -194,6 +194,8 @@ class Sav(Tracks):
         places = np.arange(len(masklets.entries))
         for place, target in enumerate(masklets.ids):
             boxes, areas, hashes = masklet_columns(masklets, place)
+            if masklets.fault:
+                boxes[:], areas[:] = np.nan, np.nan
             yield Track(
                 video=video,
                 target=target,

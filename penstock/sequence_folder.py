@@ -1,0 +1,276 @@
+"""One saved sequence on disk: a folder of metadata, annotations, provenance and pictures. Pictures in, files out, and back.
+
+    seq_000001_20241201_143022/
+      metadata.json          nine keys                           (metadata.pkl with save_format="pickle")
+      annotations.json       boxes in the frame of images/       (annotations.pkl)
+      provenance.json        everything else, and size and hash of every other file
+      images/template/template_000.jpg    images/search/search_000.jpg    (.png)
+      images_raw/...         as images/, with pictures="both" only: the source's pictures
+
+Folder, file and key names of the first three and of `images/` are those of the seed's document.
+"""
+
+import errno
+import io
+import os
+import pickle
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import orjson
+import xxhash
+
+from penstock.errors import BadData, SourceNotFound, UsageError
+from penstock.geometry.images import encode_jpeg
+from penstock.readers.plain_pickle import load_plain_pickle
+from penstock.source import Problem
+from penstock.store.disk import Disk
+
+METADATA, ANNOTATIONS, PROVENANCE = "metadata", "annotations", "provenance.json"
+IMAGES, RAW = "images", "images_raw"
+ROLES = ("template", "search")
+TEMPORARY = ".writing-"
+"""How the name of a folder that is not whole yet begins."""
+VERSION = 1
+
+METADATA_KEYS = (
+    "sequence_id",
+    "timestamp",
+    "dataset",
+    "test_class",
+    "is_video_dataset",
+    "template_frame_ids",
+    "search_frame_ids",
+    "gt_frame_ids_backward",
+    "gt_frame_ids_forward",
+)
+ANNOTATION_KEYS = ("template_anno", "search_anno", "gt_sequence_anno_backward", "gt_sequence_anno_forward")
+
+SaveFormat = Literal["json", "pickle"]
+ImageFormat = Literal["jpg", "png"]
+
+_INDENT = orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE
+_SUFFIXES = {"json": "json", "pickle": "pkl"}
+
+
+def picture_name(role: str, number: int, image_format: str, *, folder: str = IMAGES) -> str:
+    """Path of a picture in its sequence: "images/template/template_000.jpg"."""
+    return f"{folder}/{role}/{role}_{number:03d}.{image_format}"
+
+
+def encode_pixels(pixels: np.ndarray, image_format: ImageFormat, quality: int = 95) -> bytes:
+    """(H, W, 3) uint8 RGB as a JPEG (4:4:4) or a PNG; equal pixels give equal bytes."""
+    if image_format == "jpg":
+        return encode_jpeg(pixels, quality=quality)
+    import cv2
+
+    done, encoded = cv2.imencode(".png", np.ascontiguousarray(pixels[:, :, ::-1]), [cv2.IMWRITE_PNG_COMPRESSION, 1])
+    if not done:
+        raise BadData(f"pixels of shape {pixels.shape} and type {pixels.dtype} could not be made a PNG")
+    content: bytes = encoded.tobytes()
+    return content
+
+
+def boxes_to_json(boxes: np.ndarray) -> list[list[float | None]]:
+    """(N, 4) boxes as lists; None where a number is NaN (no box), since JSON has none."""
+    return [[None if value != value else value for value in row] for row in np.asarray(boxes, np.float64).tolist()]
+
+
+def boxes_from_json(rows: object, where: str) -> np.ndarray:
+    """(N, 4) float64; None is NaN.
+
+    Raises:
+        BadData: not a list of lists of four numbers.
+    """
+    try:
+        boxes = np.array(rows, np.float64).reshape(-1, 4) if rows else np.zeros((0, 4))
+    except (TypeError, ValueError) as error:
+        raise BadData(f"{where}: expected boxes of four numbers each: {error}") from error
+    return boxes
+
+
+def sequence_files(
+    *,
+    metadata: Mapping[str, object],
+    annotations: Mapping[str, object],
+    provenance: Mapping[str, object],
+    pictures: Mapping[str, bytes],
+    save_format: SaveFormat = "json",
+) -> dict[str, bytes]:
+    """All files of a sequence by path; `provenance.json` holds size and hash of the others, and a hash of itself.
+
+    Args:
+        metadata: the nine keys of `METADATA_KEYS`, plain values.
+        annotations: the four keys of `ANNOTATION_KEYS`, (N, 4) lists.
+        provenance: plain values.
+        pictures: path in the folder -> encoded picture.
+        save_format: of metadata and annotations.
+    """
+    if save_format not in _SUFFIXES:
+        raise UsageError(f"save_format: expected {' or '.join(_SUFFIXES)}, got {save_format!r}")
+    suffix = _SUFFIXES[save_format]
+    files = {
+        f"{METADATA}.{suffix}": _dump(metadata, save_format),
+        f"{ANNOTATIONS}.{suffix}": _dump(annotations, save_format),
+        **pictures,
+    }
+    sums = {name: [len(content), xxhash.xxh3_128_hexdigest(content)] for name, content in files.items()}
+    about = {"version": VERSION, **provenance, "files": sums}
+    files[PROVENANCE] = orjson.dumps({**about, "digest": _digest(about)}, option=_INDENT)
+    return files
+
+
+def write_folder(disk: Disk, folder: Path, files: Mapping[str, bytes]) -> int:
+    """Writes a folder so that it is there whole or not at all: under another name first, flushed, then renamed.
+
+    A folder of that name that is there already is left as it is.
+
+    Args:
+        disk: the write seam; whether it flushes is its setting.
+        folder: where it goes; the folder above it exists.
+        files: path in it -> content.
+
+    Returns:
+        Bytes of all files.
+
+    Raises:
+        OutputFull: no room; nothing is left behind.
+    """
+    fresh = folder.with_name(f"{TEMPORARY}{folder.name}")
+    shutil.rmtree(fresh, ignore_errors=True)
+    try:
+        inner = sorted({(fresh / name).parent for name in files} | {fresh})
+        for one in inner:
+            one.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            disk.write(fresh / name, content, 0)
+            disk.sync(fresh / name)
+            disk.close(fresh / name)
+        for one in reversed(inner):
+            disk.sync_directory(one)
+        _rename(disk, fresh, folder)
+    except BaseException:
+        disk.close()
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
+    return sum(len(content) for content in files.values())
+
+
+def _rename(disk: Disk, fresh: Path, folder: Path) -> None:
+    try:
+        disk.rename(fresh, folder)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        shutil.rmtree(fresh)  # a worker that died after its rename had written the same
+
+
+def saved_format(folder: Path) -> SaveFormat:
+    """How metadata and annotations of a saved sequence are written.
+
+    Raises:
+        SourceNotFound: there is neither `metadata.json` nor `metadata.pkl`.
+    """
+    for name, suffix in _SUFFIXES.items():
+        if (folder / f"{METADATA}.{suffix}").is_file():
+            return "json" if name == "json" else "pickle"
+    raise SourceNotFound(f"{folder}: no saved sequence: expected metadata.json or metadata.pkl")
+
+
+def load_sequence(folder: Path, save_format: SaveFormat | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Metadata and annotations of a saved sequence, as written. Pickles are loaded without running anything in them.
+
+    Raises:
+        SourceNotFound: the folder holds none.
+        BadData: a file is damaged; it is named.
+    """
+    suffix = _SUFFIXES[save_format or saved_format(folder)]
+    metadata, annotations = (_load(folder / f"{name}.{suffix}") for name in (METADATA, ANNOTATIONS))
+    return metadata, annotations
+
+
+def load_provenance(folder: Path) -> dict[str, Any]:
+    """What `provenance.json` says.
+
+    Raises:
+        SourceNotFound: there is none.
+        BadData: it is damaged.
+    """
+    return _load(folder / PROVENANCE)
+
+
+def check_folder(folder: Path) -> list[Problem]:
+    """Compares every file of a saved sequence with what its provenance says. Faults are given, never raised."""
+    try:
+        provenance = load_provenance(folder)
+    except (SourceNotFound, BadData) as error:
+        return [Problem(str(folder / PROVENANCE), type(error).__name__, str(error))]
+    problems = []
+    said = provenance.pop("digest", None)
+    if said != _digest(provenance):
+        problems.append(_fault(folder / PROVENANCE, f"its digest is {said}, its content has {_digest(provenance)}"))
+    listed = provenance.get("files")
+    listed = listed if isinstance(listed, dict) else {}
+    for name, sums in listed.items():
+        problems += _check_file(folder / name, sums)
+    there = {str(Path(top, name).relative_to(folder)) for top, _, names in os.walk(folder) for name in names}
+    problems += [
+        _fault(folder / name, "is not among the files that were saved")
+        for name in sorted(there - {*listed, PROVENANCE})
+    ]
+    return problems
+
+
+def _check_file(path: Path, sums: object) -> list[Problem]:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        return [_fault(path, f"cannot be read: {error.strerror or error}")]
+    if sums == [len(content), xxhash.xxh3_128_hexdigest(content)]:
+        return []
+    return [_fault(path, f"holds other bytes than were saved: expected size and hash {sums}, got {len(content)} bytes")]
+
+
+def _fault(path: Path, message: str) -> Problem:
+    return Problem(str(path), "BadData", f"{path}: {message}")
+
+
+def _digest(provenance: Mapping[str, object]) -> str:
+    return xxhash.xxh3_128_hexdigest(orjson.dumps(provenance, option=orjson.OPT_SORT_KEYS))
+
+
+def _dump(content: Mapping[str, object], save_format: SaveFormat) -> bytes:
+    if save_format == "json":
+        return orjson.dumps(content, option=_INDENT)
+    stream = io.BytesIO()
+    pickler = pickle.Pickler(stream, protocol=4)
+    with suppress(AttributeError):
+        pickler.fast = True  # no memo: bytes must not depend on which equal texts are one object
+    pickler.dump(content)
+    return stream.getvalue()
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise SourceNotFound(f"{path}: expected a file of a saved sequence: {error.strerror or error}") from error
+    if path.suffix == ".pkl":
+        found = load_plain_pickle(content, str(path)).value
+    else:
+        try:
+            found = orjson.loads(content)
+        except orjson.JSONDecodeError as error:
+            raise BadData(f"{path}: broken JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise BadData(f"{path}: expected a mapping, got {type(found).__name__}")
+    return found
+
+
+def frames_of(values: Sequence[int] | np.ndarray) -> list[int]:
+    """Frame numbers as plain integers."""
+    return [int(value) for value in values]
