@@ -198,7 +198,8 @@ def sa1b(root: Path, count: int) -> None:
         for place, mask in enumerate(masks):
             x, y, w, h = box(mask)
             annotations.append({"id": place, "segmentation": rle(mask), "bbox": [x, y, w - 1, h - 1], "area": int(mask.sum()),
-                                "predicted_iou": 0.9, "stability_score": 0.95, "point_coords": [[x, y]], "crop_box": [0, 0, 1, 1]})  # fmt: skip
+                                "predicted_iou": 0.9, "stability_score": 0.95, "point_coords": [[x, y]],
+                                "crop_box": [0, 0, 2250, 1500]})  # fmt: skip
         image = {"image_id": number, "width": 2250, "height": 1500, "file_name": f"sa_{number}.jpg"}
         write(root / f"sa_{number}.json", json.dumps({"image": image, "annotations": annotations}))
 
@@ -209,7 +210,7 @@ def _lines(boxes: np.ndarray) -> str:
 
 def _boxes(count: int) -> np.ndarray:
     rng = np.random.default_rng(count)
-    return np.cumsum(rng.integers(-2, 3, (count, 4)), 0) + [400, 300, 120, 90]
+    return np.cumsum(rng.integers(-2, 3, (count, 4)), 0) + np.array([400, 300, 120, 90])
 
 
 def lasot(root: Path, count: int) -> None:

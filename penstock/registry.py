@@ -109,7 +109,7 @@ def parse_source(text: str) -> SourceName:
     reader, rest = match.groups()
     find("readers", reader)
     path, mark, query = (rest, "", "") if Path(rest).exists() else rest.rpartition("?")
-    pairs = parse_qsl(query, keep_blank_values=True) if mark else []
+    pairs = parse_qsl(query.replace("+", "%2B"), keep_blank_values=True) if mark else []  # refcoco+ is a name
     options = dict(pairs)
     if len(options) < len(pairs):
         raise UsageError(f"{text}: an option is there twice: {query}")

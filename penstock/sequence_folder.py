@@ -14,8 +14,9 @@ import errno
 import io
 import os
 import pickle
+import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -24,11 +25,12 @@ import numpy as np
 import orjson
 import xxhash
 
-from penstock.errors import BadData, SourceNotFound, UsageError
+from penstock.errors import BadData, OutputRefused, SourceNotFound, StoreCorrupt, UsageError
 from penstock.geometry.images import encode_jpeg
 from penstock.readers.plain_pickle import load_plain_pickle
 from penstock.source import Problem
 from penstock.store.disk import Disk
+from penstock.store.v1 import SIDE as SIDE
 
 METADATA, ANNOTATIONS, PROVENANCE = "metadata", "annotations", "provenance.json"
 IMAGES, RAW = "images", "images_raw"
@@ -36,6 +38,11 @@ ROLES = ("template", "search")
 TEMPORARY = ".writing-"
 """How the name of a folder that is not whole yet begins."""
 VERSION = 1
+MANIFEST = "sequences.json"
+"""In the folder `.penstock` beside the sequences of a run: its recipe and timestamp."""
+FORMAT = "penstock sequences"
+MANIFEST_VERSION = 1
+TIMESTAMP = re.compile(r"\d{8}_\d{6}")
 
 METADATA_KEYS = (
     "sequence_id",
@@ -124,20 +131,20 @@ def sequence_files(
     return files
 
 
-def write_folder(disk: Disk, folder: Path, files: Mapping[str, bytes]) -> int:
+def write_folder(disk: Disk, folder: Path, files: Mapping[str, bytes], *, again: bool = False) -> int:
     """Writes a folder so that it is there whole or not at all: under another name first, flushed, then renamed.
-
-    A folder of that name that is there already is left as it is.
 
     Args:
         disk: the write seam; whether it flushes is its setting.
         folder: where it goes; the folder above it exists.
         files: path in it -> content.
+        again: a folder of that name that is there already holds the same; it is left as it is.
 
     Returns:
         Bytes of all files.
 
     Raises:
+        OutputRefused: there is such a folder already, and not `again`.
         OutputFull: no room; nothing is left behind.
     """
     fresh = folder.with_name(f"{TEMPORARY}{folder.name}")
@@ -152,7 +159,7 @@ def write_folder(disk: Disk, folder: Path, files: Mapping[str, bytes]) -> int:
             disk.close(fresh / name)
         for one in reversed(inner):
             disk.sync_directory(one)
-        _rename(disk, fresh, folder)
+        _rename(disk, fresh, folder, again=again)
     except BaseException:
         disk.close()
         shutil.rmtree(fresh, ignore_errors=True)
@@ -160,13 +167,15 @@ def write_folder(disk: Disk, folder: Path, files: Mapping[str, bytes]) -> int:
     return sum(len(content) for content in files.values())
 
 
-def _rename(disk: Disk, fresh: Path, folder: Path) -> None:
+def _rename(disk: Disk, fresh: Path, folder: Path, *, again: bool) -> None:
     try:
         disk.rename(fresh, folder)
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
-        shutil.rmtree(fresh)  # a worker that died after its rename had written the same
+        if not again:
+            raise OutputRefused(f"{folder}: is there already; give another id; nothing was touched") from error
+        shutil.rmtree(fresh)  # a worker that died right after its rename had written the same
 
 
 def saved_format(folder: Path) -> SaveFormat:
@@ -223,6 +232,44 @@ def check_folder(folder: Path) -> list[Problem]:
         for name in sorted(there - {*listed, PROVENANCE})
     ]
     return problems
+
+
+def saved_folders(path: Path) -> Iterator[str]:
+    """Names of the sequences in a folder, in no order."""
+    name = re.compile(rf"seq_.+_{TIMESTAMP.pattern}")
+    return (one.name for one in path.iterdir() if name.fullmatch(one.name) and one.is_dir())
+
+
+def read_manifest(path: Path) -> dict[str, Any] | None:
+    """What `sequences.json` of a folder says; None where there is none.
+
+    Raises:
+        StoreCorrupt: it is damaged, or of a later version.
+    """
+    file = path / SIDE / MANIFEST
+    if not file.exists():
+        return None
+    try:
+        content = orjson.loads(file.read_bytes())
+    except orjson.JSONDecodeError as error:
+        raise StoreCorrupt(f"{file}: broken JSON: {error}") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT or content.get("version") != MANIFEST_VERSION:
+        raise StoreCorrupt(
+            f"{file}: expected version {MANIFEST_VERSION} of {FORMAT!r}; a later penstock may have written it"
+        )
+    return content
+
+
+def require_sequences(path: Path) -> list[str]:
+    """Names of the saved sequences of a folder, sorted.
+
+    Raises:
+        SourceNotFound: there are none.
+    """
+    names = sorted(saved_folders(path)) if path.is_dir() else []
+    if not names:
+        raise SourceNotFound(f"{path}: expected saved sequences, folders seq_..._YYYYmmdd_HHMMSS; there are none")
+    return names
 
 
 def _check_file(path: Path, sums: object) -> list[Problem]:

@@ -31,7 +31,9 @@ class TrackSamples:
             if len(source) != int(table.starts[-1]):
                 raise UsageError(f"{table.name}: the table has {int(table.starts[-1])} rows, the source {len(source)}")
             if "image" not in source.schema:
-                raise UsageError(f"{table.name}: expected a source with the field image, got {', '.join(source.schema)}")
+                raise UsageError(
+                    f"{table.name}: expected a source with the field image, got {', '.join(source.schema)}"
+                )
         self.sources = list(sources)
         self.tables = list(tables)
 
@@ -94,7 +96,9 @@ class TrackSamples:
             frames=np.asarray(table.frames[rows], np.int64),
             visible=np.asarray(table.visible[rows], bool),
             valid=np.asarray(table.valid[rows], bool),
-            paths=[str(record.get("path", source.keys[row])) for record, row in zip(records, rows.tolist(), strict=True)],
+            paths=[
+                str(record.get("path", source.keys[row])) for record, row in zip(records, rows.tolist(), strict=True)
+            ],
         )
 
     def _steps(self, draw: Draw, history: History) -> Steps:

@@ -15,7 +15,7 @@ import xxhash
 from penstock.errors import BadData, UsageError
 from penstock.geometry.boxes import box_fault, unit_xxyy_to_xywh
 from penstock.geometry.id_pngs import binary_png
-from penstock.geometry.images import picture_header
+from penstock.geometry.images import PictureHeader, picture_header
 from penstock.readers.base import Memo, Reader
 from penstock.readers.fields import BOX, CATEGORY, IMAGE, IMAGE_ID, MASK, PATH
 from penstock.readers.files import Files, FolderFiles
@@ -185,7 +185,7 @@ class OpenImages(Reader):
             part = self._common(images.of(image_ids), labels.of(label_names), corners)
             stems = (_encoded(path.removesuffix(".png")) for path in paths)
             hashes = np.fromiter(map(xxhash.xxh3_64_intdigest, stems), np.uint64, len(paths))
-            part |= {"mask_name": places, "hash": hashes, "predicted_iou": numbers(ious)}
+            part |= {"mask_name": places, "hash": hashes, "predicted_iou": numbers(ious).astype(np.float32)}
             if len(longest := max(box_ids, key=len)) > _LONGEST_BOX_ID:
                 raise BadData(
                     f"{table.path}: expected BoxIDs of at most {_LONGEST_BOX_ID} letters, got {longest[:80]!r}"
@@ -288,13 +288,20 @@ class OpenImages(Reader):
 
     def _size(self, path: str, memo: Memo) -> tuple[int, int]:
         """Height and width by the picture's header. A turned picture is refused, as when it is decoded."""
-        header = memo.once(("header", path), lambda: picture_header(self.files.read(path)))
+        header = memo.once(("header", path), lambda: self._header(path))
         if header.orientation != 1:
             raise BadData(
                 f"{self.files.root}: {path}: EXIF orientation {header.orientation}: it cannot be told whether boxes and "
                 f"masks belong to the stored or to the turned picture; write it upright, without EXIF orientation"
             )
         return header.size_hw
+
+    def _header(self, path: str) -> PictureHeader:
+        content = self.files.read(path)
+        try:
+            return picture_header(content)
+        except BadData as error:
+            raise BadData(f"{self.files.root}: {path}: {error}") from error
 
     def _mask(self, path: str, size_hw: tuple[int, int]) -> np.ndarray:
         content = self.files.read(path)

@@ -12,7 +12,8 @@ from penstock.errors import BadData
 from penstock.readers.index import Index
 from penstock.source import Problem
 
-_CHUNK = 100_000
+_CHUNK = 4096
+"""Lines at a time: more are slower, as they fall out of the processor's cache."""
 _NAMED_LINES = 20
 NO_FLAG = -128
 """What stands for a flag that is none of -1, 0, 1."""

@@ -8,6 +8,9 @@ from penstock.errors import BadData
 MAX_MEMO = 1 << 24
 """Largest memo index. NumPy's own pickles of arrays use a few dozen."""
 
+MAX_TUPLES = 10_000
+"""Most tuples. Nested ones are hashed by recursion in C: millions of them would end the process. An array takes about four."""
+
 _PLAIN_RUN = re.compile(rb"(?:K.)+|[\x88\x89]+", re.DOTALL)
 """Runs of BININT1, NEWTRUE and NEWFALSE: the millions of numbers of a mask, which need no look."""
 
@@ -29,9 +32,9 @@ def refuse_huge_memo(content: bytes, name: str) -> None:
         name: the NPZ member, for messages.
 
     Raises:
-        BadData: a memo index above `MAX_MEMO`, or a byte that is no opcode.
+        BadData: a memo index above `MAX_MEMO`, more than `MAX_TUPLES` tuples, or a byte that is no opcode.
     """
-    at = 0
+    at = tuples = 0
     while at < len(content):
         run = _PLAIN_RUN.match(content, at)
         if run:
@@ -44,6 +47,11 @@ def refuse_huge_memo(content: bytes, name: str) -> None:
         index = _memo_index(opcode.name, argument)
         if index > MAX_MEMO:
             raise BadData(f"NPZ: member {name!r}: the pickle has memo index {index}; expected at most {MAX_MEMO}")
+        tuples += opcode.name.startswith("TUPLE")
+        if tuples > MAX_TUPLES:
+            raise BadData(
+                f"NPZ: member {name!r}: the pickle holds more than {MAX_TUPLES} tuples; expected an array of arrays"
+            )
         if opcode.name == "STOP":
             return
 

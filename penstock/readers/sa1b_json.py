@@ -86,7 +86,8 @@ class Parsed:
         buffer = io.BytesIO()
         texts = orjson.dumps([self.small, sorted(self.faults.items()), self.file_names])
         about = np.frombuffer(texts, np.uint8)
-        np.savez(buffer, **self.rows, counts=self.counts, size_hw=self.size_hw, about=about)
+        arrays: dict[str, Any] = {**self.rows, "counts": self.counts, "size_hw": self.size_hw, "about": about}
+        np.savez(buffer, **arrays)
         return buffer.getvalue()
 
     @classmethod
@@ -176,7 +177,9 @@ def parse_all(places: Sequence[Place], min_area: float) -> Iterator[Parsed]:
 def serve() -> None:
     """What a process of `parse_all` runs: one task from standard input, its columns to standard output."""
     task = orjson.loads(sys.stdin.buffer.read())
-    parsed = parse_files([Place(os.fsdecode(bytes(file)), at, size) for file, at, size in task["places"]], task["min_area"])
+    parsed = parse_files(
+        [Place(os.fsdecode(bytes(file)), at, size) for file, at, size in task["places"]], task["min_area"]
+    )
     sys.stdout.buffer.write(parsed.to_bytes())
 
 
@@ -243,6 +246,10 @@ def joined(parts: Sequence[Parsed]) -> Parsed:
         np.concatenate([empty.counts, *(part.counts for part in parts)]),
         np.concatenate([empty.size_hw, *(part.size_hw for part in parts)]),
         sum(part.small for part in parts),
-        {first + number: text for first, part in zip(firsts, parts, strict=False) for number, text in part.faults.items()},
+        {
+            first + number: text
+            for first, part in zip(firsts, parts, strict=False)
+            for number, text in part.faults.items()
+        },
         [*chain.from_iterable(part.file_names for part in parts)],
     )

@@ -10,7 +10,7 @@ import orjson
 import xxhash
 
 from penstock.errors import BadData
-from penstock.geometry.rle import rle_box, rle_counts
+from penstock.geometry.rle_many import rle_areas_and_boxes
 from penstock.readers.base import require_json
 from penstock.readers.files import Files
 
@@ -94,21 +94,9 @@ def masklet_columns(masklets: Masklets, place: int) -> tuple[np.ndarray, np.ndar
         (N, 4) float32 XYWH, zeros for an empty mask; (N,) float32 pixels; (N,) uint64. Box and area are NaN where the RLE
         is wrong: reading such a row tells why.
     """
-    count = len(masklets.entries)
-    boxes, areas = np.full((count, 4), np.nan, np.float32), np.full(count, np.nan, np.float32)
-    hashes = np.zeros(count, np.uint64)
-    for number, objects in enumerate(masklets.entries):
-        if place >= len(objects):
-            continue
-        rle = objects[place]
-        hashes[number] = rle_hash(rle)
-        try:
-            runs, size_hw = rle_counts(rle, masklets.size_hw)  # type: ignore[arg-type]  # it checks what it is given
-            boxes[number] = rle_box({"size": size_hw, "counts": runs})
-        except BadData:
-            continue
-        areas[number] = runs[1::2].sum()
-    return boxes, areas, hashes
+    rles = [objects[place] if place < len(objects) else None for objects in masklets.entries]
+    areas, boxes = rle_areas_and_boxes(rles, masklets.size_hw)
+    return boxes, areas.astype(np.float32), np.array([rle_hash(rle) for rle in rles], np.uint64)
 
 
 def rle_hash(rle: object) -> int:

@@ -104,7 +104,8 @@ class YoutubeVis(Tracks):
         path = self._annotation_path(self.files)
         yield path, self.files.stamp(path)
         for folder in self._folders():
-            yield folder, self.files.stamp(folder)
+            if folder != ".":  # the root changes with whatever is put beside
+                yield folder, self.files.stamp(folder)
 
     def describe(self) -> dict[str, object]:
         """As `Tracks`, with the annotation file and the number of crowds."""

@@ -112,6 +112,8 @@ def test_ids_come_as_stored(tmp_path: Path) -> None:
         record = reader[row]
         frame = int(record["frame"])
         np.testing.assert_array_equal(record["ids"], ids_at(frame))
+        with Image.open(tmp_path / "Annotations/480p" / f"{reader.keys[row]}.png") as png:  # as the toolkits read it
+            np.testing.assert_array_equal(record["ids"], np.array(png))
         assert abs(int(np.asarray(record["image"])[0, 0, 0]) - (10 + 20 * frame)) <= 2
         assert record["annotated"]
     assert reader.problems == []

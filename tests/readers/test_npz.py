@@ -262,3 +262,9 @@ def test_any_damage_of_a_pickle_gives_numbers_or_bad_data(content: bytes, change
     except BadData:
         return
     assert array.dtype.kind in "biuf"
+
+
+def test_a_pickle_of_nested_tuples_cannot_end_the_process() -> None:
+    content = b"})" + b"\x85" * 2_000_000 + b"K\x01s."
+    with pytest.raises(BadData, match="tuples"):
+        decode_object_array(memoryview(content), name="masks", shape=(1,), max_bytes=1 << 20)

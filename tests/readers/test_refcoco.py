@@ -218,7 +218,7 @@ def test_datasets_and_splittings_are_chosen_or_named(tmp_path: Path) -> None:
     write_refcoco(tmp_path, dataset="refcoco+")
     with pytest.raises(UsageError, match=r"refcoco, refcoco\+; say which \(dataset=NAME\)"):
         Refcoco(tmp_path)
-    opened = open_source(f"refcoco:{tmp_path}?dataset=refcoco%2B&split=val")
+    opened = open_source(f"refcoco:{tmp_path}?dataset=refcoco+&split=val")
     assert isinstance(opened, Refcoco)
     assert (opened.dataset, len(opened)) == ("refcoco+", 1)
     write_refcoco(tmp_path, dataset="refcoco+", split_by="google")

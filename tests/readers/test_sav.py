@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import orjson
 import pytest
+from PIL import Image
 
 from penstock.errors import BadData, SourceNotFound, UsageError
 from penstock.geometry.boxes import mask_box
@@ -388,3 +389,6 @@ def test_the_genuine_annotation_and_the_derived_videos() -> None:
     val = Sav(SHARED, split="val", boxes="index")
     assert (len(val), val.problems, val.keys[1]) == (15, [], "sav_900002/000/00000004")
     assert np.shape(val[1]["image"])[:2] == np.shape(val[1]["mask"])
+    for row in (0, 7):
+        with Image.open(SHARED / "sav_val/Annotations_6fps" / f"sav_900002/000/{4 * row:05d}.png") as png:
+            np.testing.assert_array_equal(val[row]["mask"], np.array(png) > 0)
