@@ -1,8 +1,8 @@
 """What a tracking sampler sees: annotations of a source as arrays. What it gives: draws, and the samples read for them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, SupportsIndex
 
 import numpy as np
 
@@ -33,9 +33,14 @@ class TrackTable:
     categories: Sequence[str]
     """S class names, "" where there is none."""
     is_video: bool = True
+    origin: "Callable[[], TrackTable] | None" = None
+    """Makes the table again. Where given, the table is pickled as this, not by content."""
 
     def __len__(self) -> int:
         return len(self.starts) - 1
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple[object, ...]:
+        return super().__reduce_ex__(protocol) if self.origin is None else (self.origin, ())
 
 
 @dataclass(frozen=True, kw_only=True)

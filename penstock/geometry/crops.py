@@ -18,7 +18,7 @@ except ImportError as error:
     raise MissingExtra("opencv-python-headless", "images", "cropping pictures") from error
 
 MAX_SIDE = 1 << 14
-"""Largest side of a crop in pixels of the picture: what is to be made of a larger one is a matter of a wrong box."""
+"""Largest side of a crop in pixels of the picture. A box that asks for a larger one is taken for a wrong box."""
 
 _BEYOND = 1 << 40
 
@@ -187,11 +187,15 @@ def cut_crop(picture: np.ndarray, window: CropWindow, *, gray: bool = False) -> 
     Returns:
         (size, size, 3) uint8 RGB, contiguous, not shared with the picture.
     """
-    part = np.ascontiguousarray(_inside(picture, window)) if picture.strides[1] < 0 else _inside(picture, window)
+    part = _inside(picture, window)
+    if picture.strides[1] < 0:
+        part = np.ascontiguousarray(part)
     if gray and part.size:
         part = cv2.cvtColor(part, cv2.COLOR_RGB2GRAY)
     crop = _resized(_padded_out(part, window), window.size)
-    return cv2.cvtColor(crop, cv2.COLOR_GRAY2RGB) if crop.ndim == 2 else np.array(crop)  # type: ignore[no-any-return]
+    if crop.ndim == 2:
+        crop = cv2.cvtColor(crop, cv2.COLOR_GRAY2RGB)
+    return crop
 
 
 def cut_mask(mask: np.ndarray, window: CropWindow) -> np.ndarray:
@@ -207,8 +211,8 @@ def cut_mask(mask: np.ndarray, window: CropWindow) -> np.ndarray:
     part = _inside(mask, window)
     if not part.any():
         return np.zeros((window.size, window.size), np.uint8)
-    part = (part != 0).astype(np.uint8) * np.uint8(255)
-    return (_resized(_padded_out(part, window), window.size) >= 128).astype(np.uint8)
+    shares = _resized(_padded_out((part != 0) * np.uint8(255), window), window.size)
+    return (shares >= 128).astype(np.uint8)
 
 
 def _padded(start: int, length: int, *, side: int, size: int) -> np.ndarray:
@@ -241,6 +245,6 @@ def _padded_out(part: np.ndarray, window: CropWindow) -> np.ndarray:
 
 def _resized(region: np.ndarray, size: int) -> np.ndarray:
     if region.shape[:2] == (size, size):
-        return region
+        return np.array(region)
     resized: np.ndarray = cv2.resize(region, (size, size), interpolation=cv2.INTER_LINEAR)
     return resized

@@ -94,7 +94,7 @@ class Scenes(Reader):
         }
 
     def _stamps(self) -> Iterable[object]:
-        for scene in _scenes(self.files, ""):
+        for scene in self._all_scenes():
             for folder in (_IMAGES, self.ids):
                 yield scene, folder, self.files.stamp(_inside(scene, folder))
 
@@ -104,7 +104,7 @@ class Scenes(Reader):
         maps: list[str] = []
         frames: list[int] = []
         names, starts, tally = [], [0], np.zeros(3, np.int64)
-        for scene in _scenes(self.files, ""):
+        for scene in self._all_scenes():
             name = self._scene_name(self.files, scene)
             if self.scenes and name not in self.scenes:
                 continue
@@ -152,6 +152,10 @@ class Scenes(Reader):
             problems.append(Problem(_inside(scene, self.ids), "BadData", message))
         return len(lone_pictures), len(lone_maps), further
 
+    def _all_scenes(self) -> list[str]:
+        """Scenes, also those without a folder of maps."""
+        return [""] if "" in _scenes(self.files, self.ids) else [one for one in _scenes(self.files, "") if one]
+
     def _scene_name(self, files: Files, scene: str) -> str:
         return scene or files.root.absolute().name
 
@@ -197,11 +201,16 @@ class Scenes(Reader):
 
 
 def _scenes(files: Files, ids: str) -> list[str]:
-    """Folders with pictures, and with maps where `ids` is named, sorted by the numbers in their names; "" is the root."""
-    if files.exists(_IMAGES) and (not ids or files.exists(ids)):
+    """Folders with pictures, and with maps where `ids` is named: "" alone where the root is one; else those in the root,
+    sorted by the numbers in their names."""
+
+    def is_scene(name: str) -> bool:
+        return files.exists(_inside(name, _IMAGES)) and (not ids or files.exists(_inside(name, ids)))
+
+    if ids and is_scene(""):
         return [""]
-    names = [name for name in files.names() if name[0] != "." and files.exists(f"{name}/{_IMAGES}")]
-    return sorted((name for name in names if not ids or files.exists(f"{name}/{ids}")), key=_natural)
+    found = sorted((name for name in files.names() if name[0] != "." and is_scene(name)), key=_natural)
+    return found or ([""] if is_scene("") else [])
 
 
 def _map_folders(files: Files, scene: str) -> list[str]:

@@ -16,8 +16,8 @@ from penstock.source import Problem
 ABSENT = Field(
     name="absent", dtype="bool", kind="flag", meaning="a flag of the dataset says that the target cannot be seen"
 )
-ANNOTATED, ABSENT_BIT = 1, 2
-"""Bits of the column `flags`; readers may add bits from 4 on."""
+ANNOTATED, ABSENT_BIT, HIDDEN, NO_PICTURE = 1, 2, 4, 8
+"""Bits of the column `flags`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +44,10 @@ class Track:
     """(N,) bool."""
     annotated: np.ndarray | None = None
     """(N,) bool: the annotation has a line for this frame; None for all."""
+    hidden: np.ndarray | None = None
+    """(N,) bool: not absent, and yet not to be counted as visible, by a flag of the reader's own; None for none."""
+    missing: np.ndarray | None = None
+    """(N,) bool: the picture was not there when the index was built; None where the reader does not look."""
     extra: Mapping[str, np.ndarray] = field(default_factory=dict)
     """Columns of the reader's own, (N, ...)."""
     texts: Mapping[str, Sequence[str | bytes]] = field(default_factory=dict)
@@ -55,8 +59,8 @@ class Track:
 class Tracks(Reader):
     """Base of readers whose rows are frames of tracks. A subclass gives `_tracks` and `_picture`.
 
-    Visible means: annotated with a box of positive size, and not absent. The flag decides, not the box: an absent target
-    with a full-size box is not visible.
+    Visible means: annotated with a box of positive size, and neither absent nor hidden. The flag decides, not the box: an
+    absent target with a full-size box is not visible.
 
     Boxes and flags of all frames are columns (`column("box")`, `column("flags")`), read without any picture.
     """
@@ -68,6 +72,8 @@ class Tracks(Reader):
     """Columns of texts of the reader's own, one entry per row."""
     group_columns: ClassVar[Mapping[str, str]] = {}
     """What the reader keeps of each track (`Track.about`), name -> dtype, "str" for texts; one entry per group."""
+    group_fields: ClassVar[tuple[Field, ...]] = ()
+    """Fields that every row of a track has from `group_columns`, of the same name."""
     row_columns: ClassVar[tuple[str, ...]] = ("box", "flags", "number", "frame")
     schema = Schema([IMAGE, BOX, VALID, VISIBLE, ABSENT, FRAME, TIME, VIDEO, OBJECT, CATEGORY, PATH])
 
@@ -96,7 +102,8 @@ class Tracks(Reader):
         absent = (flags & ABSENT_BIT) != 0
         with np.errstate(invalid="ignore"):
             valid = ((flags & ANNOTATED) != 0) & (boxes[:, 2] > 0) & (boxes[:, 3] > 0)
-        found: dict[str, np.ndarray] = {"absent": absent, "valid": valid, "visible": valid & ~absent}
+        visible = valid & ((flags & (ABSENT_BIT | HIDDEN)) == 0)
+        found: dict[str, np.ndarray] = {"absent": absent, "valid": valid, "visible": visible}
         return found[name]
 
     def describe(self) -> dict[str, object]:
@@ -132,7 +139,7 @@ class Tracks(Reader):
         record: Record = {
             "box": box.copy(),
             "valid": np.array(positive),
-            "visible": np.array(positive and not flags & ABSENT_BIT),
+            "visible": np.array(positive and not flags & (ABSENT_BIT | HIDDEN)),
             "absent": np.array(bool(flags & ABSENT_BIT)),
             "frame": np.array(frame, np.int32),
             "time": np.array(frame / float(self.index["fps"][group])),
@@ -142,6 +149,8 @@ class Tracks(Reader):
             "path": self._path(row),
         }
         record |= {extra.name: self.index[extra.name][row] for extra in self.extra_fields}
+        for own in self.group_fields:
+            record[own.name] = self.index.text(own.name, group) if own.is_text else self.index[own.name][group]
         if "image" in fields:
             record["image"] = self._frame(row, memo)
         return record
@@ -155,11 +164,11 @@ class _Columns:
     """Tracks put one behind another."""
 
     def __init__(self, extra: Mapping[str, str], extra_texts: Sequence[str], about: Mapping[str, str]) -> None:
-        self.extra = extra
+        self.dtypes = {"box": "float32", "flags": "uint8", "number": "int32", "frame": "int32", **extra}
         self.row_texts: dict[str, list[str | bytes]] = {name: [] for name in extra_texts}
         self.about = about
         self.abouts: dict[str, list[object]] = {name: [] for name in about}
-        self.rows: dict[str, list[np.ndarray]] = {name: [] for name in ("box", "flags", "number", "frame", *extra)}
+        self.rows: dict[str, list[np.ndarray]] = {name: [] for name in self.dtypes}
         self.texts: dict[str, list[str | bytes]] = {
             name: [] for name in ("group", "video", "target", "category", "folder")
         }
@@ -170,10 +179,12 @@ class _Columns:
         annotated = np.ones(count, bool) if track.annotated is None else track.annotated
         frames = np.arange(count) if track.frames is None else track.frames
         flags = annotated * ANNOTATED + track.absent * ABSENT_BIT
-        for name, values in {"box": track.boxes, "flags": flags, "number": track.numbers, "frame": frames}.items():
-            self.rows[name].append(np.asarray(values))
-        for name in self.extra:
-            self.rows[name].append(np.asarray(track.extra[name]))
+        for bit, marked in ((HIDDEN, track.hidden), (NO_PICTURE, track.missing)):
+            if marked is not None:
+                flags = flags + marked * bit
+        columns = {"box": track.boxes, "flags": flags, "number": track.numbers, "frame": frames, **track.extra}
+        for name, dtype in self.dtypes.items():
+            self.rows[name].append(np.asarray(columns[name], dtype))
         for name, column in self.row_texts.items():
             column += track.texts[name]
         for name, values in self.abouts.items():
@@ -184,13 +195,12 @@ class _Columns:
         self.fps.append(track.fps)
 
     def put_into(self, index: Index) -> None:
-        dtypes = {"box": "float32", "flags": "uint8", "number": "int32", "frame": "int32", **self.extra}
         lengths = [len(numbers) for numbers in self.rows["number"]]
         index.put("starts", np.concatenate([[0], np.cumsum(lengths)]), "int64")
         index.put("fps", self.fps, "float64")
         for name, parts in self.rows.items():
             empty = np.zeros((0, 4) if name == "box" else (0,))
-            index.put(name, np.concatenate(parts) if parts else empty, dtypes[name])
+            index.put(name, np.concatenate(parts) if parts else empty, self.dtypes[name])
         for name, texts in (self.texts | self.row_texts).items():
             index.put_texts(name, texts)
         for name, values in self.abouts.items():
@@ -198,45 +208,6 @@ class _Columns:
                 index.put_texts(name, (str(value) for value in values))
             else:
                 index.put(name, values, self.about[name])
-
-
-def parse_boxes(content: bytes, where: str) -> np.ndarray:
-    """Boxes of a text file, one per line: four numbers apart by commas, tabs or blanks. Empty lines at the end are dropped.
-
-    Returns:
-        (N, 4) float64, as written; NaN where the file says so.
-
-    Raises:
-        BadData: a line does not hold four numbers; it is named.
-    """
-    lines = content.decode("utf-8-sig", "replace").strip().splitlines()
-    rows = []
-    for number, line in enumerate(lines, 1):
-        words = line.replace(",", " ").split()
-        try:
-            values = [float(word) for word in words]
-        except ValueError:
-            values = []
-        if len(values) != 4:
-            raise BadData(f"{where}: line {number}: expected four numbers, got {line[:80]!r}")
-        rows.append(values)
-    return np.array(rows, np.float64).reshape(-1, 4)
-
-
-def parse_numbers(content: bytes, where: str) -> np.ndarray:
-    """Numbers of a text file, apart by commas, blanks or lines.
-
-    Returns:
-        (N,) float64.
-
-    Raises:
-        BadData: a word is no number.
-    """
-    words = content.decode("utf-8-sig", "replace").replace(",", " ").split()
-    try:
-        return np.array([float(word) for word in words], np.float64)
-    except ValueError as error:
-        raise BadData(f"{where}: expected numbers apart by commas or lines: {error}") from error
 
 
 def picture_numbers(names: Iterable[str], suffixes: tuple[str, ...] = (".jpg", ".jpeg")) -> np.ndarray:

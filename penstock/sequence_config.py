@@ -1,0 +1,295 @@
+"""What to save, how to draw it, how to crop it: frozen dataclasses, from TOML, the environment and flags, in this order."""
+
+import os
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from penstock.errors import SourceNotFound, UsageError
+from penstock.registry import open_sources, parse_source
+from penstock.report import Budget
+from penstock.sequence_folder import TIMESTAMP, ImageFormat, SaveFormat
+from penstock.source import Source
+from penstock.stages.sequence import CropConfig
+
+PREFIX = "PENSTOCK_SEQUENCE_"
+"""Of variables: `PENSTOCK_SEQUENCE_MAX_GAP=100`."""
+
+Mode = Literal["causal", "interval", "trident", "trident_pro", "stark"]
+Pictures = Literal["crops", "raw", "both"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawConfig:
+    """How template and search frames are drawn; see `penstock.tracking.Tracking`."""
+
+    mode: Mode = "causal"
+    max_gap: int | tuple[int, ...] = 200
+    """Frames between template and search; one number for each further template in the modes trident and stark."""
+    num_template: int = 1
+    num_search: int = 1
+    history_steps: int = 50
+    """T, steps of `gt_frame_ids_backward`; the original's min_interval."""
+    future_steps: int = 1
+    """F, steps of `gt_frame_ids_forward`."""
+    train_cls: bool = False
+    """Whether some samples are negatives: the search frame does not show the target."""
+    pos_prob: float = 0.5
+    """Share of samples that are no negatives, with train_cls."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SaveConfig:
+    """How samples become files, and how the job runs."""
+
+    save_images: bool = True
+    """False saves boxes and metadata only; with pictures = "raw" no picture is decoded then."""
+    pictures: Pictures = "crops"
+    """"crops": as a network is fed them; "raw": as the source has them, nothing cropped; "both": crops in `images`, the
+    source's pictures in `images_raw`. Boxes of annotations.json lie in the pictures of `images`."""
+    image_format: ImageFormat = "jpg"
+    """"png" is exact. A raw "jpg" is the source's own file, byte for byte, wherever that is an upright JPEG."""
+    jpeg_quality: int = 95
+    """Of pictures that are encoded: crops, and raw pictures that are no JPEG."""
+    save_format: SaveFormat = "json"
+    """Of metadata and annotations: "json" or "pickle"."""
+    timestamp: str = ""
+    """`YYYYmmdd_HHMMSS` in names and metadata; by default that of the run that began the folder, now in a new one."""
+    max_retries: int = 10
+    """Draws beside the first that a sequence may take if its crops are rejected."""
+    workers: int = -1
+    """Worker processes; 0 works in this process, -1 takes one per core."""
+    max_failures: str | None = None
+    """Failures that are still a success: a count ("12") or a share ("0.5%"); more stop the run."""
+    retry_failed: bool = False
+    """Try sequences again that failed before."""
+    timeout_s: float | None = None
+    """Seconds that one sequence may take."""
+    durability: Literal["power", "process"] = "power"
+    """"power" flushes every folder to the disk; "process" leaves that to the system."""
+
+    def __post_init__(self) -> None:
+        checks = [
+            ("jpeg_quality", 1 <= self.jpeg_quality <= 100, "1..100"),
+            ("max_retries", 0 <= self.max_retries < 1 << 16, "0..65535"),
+            ("workers", self.workers >= -1, "-1 (one per core), 0 (none) or more"),
+            ("timeout_s", self.timeout_s is None or self.timeout_s > 0, "a positive number of seconds"),
+            ("timestamp", not self.timestamp or bool(TIMESTAMP.fullmatch(self.timestamp)), "YYYYmmdd_HHMMSS"),
+        ]
+        _require(self, checks)
+        if self.max_failures is not None:
+            Budget.parse(self.max_failures)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SequenceConfig:
+    """All that saved sequences depend on, and where they go."""
+
+    output: Path
+    """New or empty folder, or that of an earlier run of the same configuration: then only what is missing is done."""
+    sources: tuple[str, ...] = ()
+    """`READER:PATH?option=value`; empty only where sources are handed over opened."""
+    weights: tuple[float, ...] | None = None
+    """One for each source: how often it is drawn. None: in proportion to their numbers of sequences."""
+    num_sequences: int = 100
+    seed: int = 0
+    draw: DrawConfig = field(default_factory=DrawConfig)
+    crops: CropConfig = field(default_factory=CropConfig)
+    save: SaveConfig = field(default_factory=SaveConfig)
+
+    def __post_init__(self) -> None:
+        weights = self.weights
+        checks = [
+            ("num_sequences", 1 <= self.num_sequences < 1 << 40, "1 or more"),
+            ("seed", 0 <= self.seed < 1 << 64, "0..2**64-1"),
+            ("weights", not (weights and self.sources) or len(weights) == len(self.sources), f"{len(self.sources)} numbers, one for each source"),
+        ]  # fmt: skip
+        _require(self, checks)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, as recorded with the output."""
+        return {**asdict(self), "output": str(self.output)}
+
+
+def load_config(
+    path: Path | str | None = None,
+    overrides: Mapping[str, object] | None = None,
+    *,
+    environ: Mapping[str, str] | None = None,
+) -> SequenceConfig:
+    """A configuration from a TOML file, `PENSTOCK_SEQUENCE_*` variables, and flags; the later go before.
+
+    The file has the names of `SequenceConfig` at its top and the tables `[draw]`, `[crops]`, `[save]`. A variable and an
+    override have the plain name of a setting, whatever table it stands in: `PENSTOCK_SEQUENCE_MAX_GAP`, `max_gap`. Where
+    two tables have it, the table stands before: `crops_size`.
+
+    Args:
+        path: the file; None for none.
+        overrides: name -> value; None values are left out.
+        environ: the variables; None: those of the process.
+
+    Raises:
+        SourceNotFound: there is no such file.
+        UsageError: no TOML, an unknown name, a value of another type or out of range; the message says where it stands.
+    """
+    environ = os.environ if environ is None else environ
+    values: dict[str, object] = {}
+    if path is not None:
+        values |= _from_file(Path(path))
+    known = {name.upper(): name for name in _aliases()}
+    for variable in sorted(environ):
+        if variable.startswith(PREFIX):
+            name = known.get(variable.removeprefix(PREFIX))
+            if name is None:
+                raise UsageError(
+                    f"{variable}: no such setting of saved sequences; there are {', '.join(sorted(known))}"
+                )
+            values |= _settled(variable, name, _from_text(environ[variable]))
+    for name, value in (overrides or {}).items():
+        if value is not None:
+            values |= _settled(name, name, value)
+    return _build(values)
+
+
+def open_named(config: SequenceConfig) -> tuple[list[Source], tuple[float, ...] | None]:
+    """The sources of a configuration, and their weights. One that says `missing=drop` and is not there is left out with its
+    weight, and a warning.
+
+    Raises:
+        SourceNotFound, UsageError: as `penstock.registry.open_sources`.
+    """
+    if not config.sources:
+        raise UsageError("sources: expected at least one, READER:PATH")
+    opened: list[Source] = []
+    weights: list[float] = []
+    for number, text in enumerate(config.sources):
+        try:
+            opened += open_sources([text])
+        except SourceNotFound:
+            if parse_source(text).options.get("missing") != "drop":
+                raise
+            continue
+        weights += [config.weights[number]] if config.weights else []
+    if not opened:
+        raise SourceNotFound(f"none of these sources is there: {', '.join(config.sources)}")
+    return opened, tuple(weights) or None
+
+
+_TABLES: dict[str, type] = {"draw": DrawConfig, "crops": CropConfig, "save": SaveConfig}
+
+
+def _aliases() -> dict[str, str]:
+    """Plain name -> "table.name" (or "name" at the top)."""
+    found = {one.name: one.name for one in fields(SequenceConfig) if one.name not in _TABLES}
+    names = [one.name for kind in _TABLES.values() for one in fields(kind)] + list(found)
+    for table, kind in _TABLES.items():
+        for one in fields(kind):
+            plain = one.name if names.count(one.name) == 1 else f"{table}_{one.name}"
+            found[plain] = f"{table}.{one.name}"
+    return found
+
+
+def _settled(where: str, name: str, value: object) -> dict[str, object]:
+    aliases = _aliases()
+    if name not in aliases:
+        raise UsageError(f"{where}: no such setting of saved sequences; there are {', '.join(sorted(aliases))}")
+    return {aliases[name]: _fitting(where, value, _hints()[aliases[name]])}
+
+
+def _hints() -> dict[str, object]:
+    """ "table.name" -> type."""
+    found: dict[str, object] = {n: hint for n, hint in get_type_hints(SequenceConfig).items() if n not in _TABLES}
+    for table, kind in _TABLES.items():
+        found |= {f"{table}.{name}": hint for name, hint in get_type_hints(kind).items()}
+    return found
+
+
+def _from_file(path: Path) -> dict[str, object]:
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError as error:
+        raise SourceNotFound(
+            f"{path}: expected a configuration of saved sequences (TOML); there is no such file"
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: this is no TOML: {error}") from error
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror or error}") from error
+    hints, found = _hints(), {}
+    for name, value in _flat(content):
+        if name not in hints:
+            near = ", ".join(
+                sorted(one for one in hints if one.partition(".")[0] == name.partition(".")[0])
+            ) or ", ".join(sorted(hints))
+            raise UsageError(f"{path}: no setting {name}; there are {near}")
+        found[name] = _fitting(f"{path}: {name}", value, hints[name])
+    return found
+
+
+def _flat(content: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
+    for name, value in content.items():
+        if isinstance(value, dict):
+            yield from ((f"{name}.{inner}", one) for inner, one in value.items())
+        else:
+            yield name, value
+
+
+def _from_text(text: str) -> object:
+    """A variable's text as a TOML value: 3, true, [1, 2]; or else as it is."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _fitting(where: str, value: object, hint: object) -> object:
+    """The value as the type wants it.
+
+    Raises:
+        UsageError: it does not fit.
+    """
+    kinds: Sequence[object] = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    for kind in kinds:
+        if get_origin(kind) is Literal and value in get_args(kind):
+            return value
+        if kind is bool and isinstance(value, bool):
+            return value
+        if kind in (int, float) and isinstance(value, (int, float)) and not isinstance(value, bool):
+            number: object = kind(value)  # type: ignore[operator]  # int or float
+            if number == value:
+                return number
+        if kind is Path and isinstance(value, (str, Path)):
+            return Path(value)
+        if kind is str and isinstance(value, str):
+            return value
+        if kind is type(None) and value is None:
+            return None
+        if get_origin(kind) is tuple and isinstance(value, (list, tuple)):
+            inner = [one for one in get_args(kind) if one is not Ellipsis]
+            wanted = [inner[0]] * len(value) if Ellipsis in get_args(kind) else inner
+            if len(wanted) == len(value):
+                return tuple(_fitting(where, one, want) for one, want in zip(value, wanted, strict=True))
+    expected = " or ".join(str(getattr(kind, "__name__", kind)) for kind in kinds if kind is not type(None))
+    raise UsageError(f"{where}: expected {expected}, got {value!r}")
+
+
+def _build(values: Mapping[str, object]) -> SequenceConfig:
+    sections = {
+        table: kind(**{n.partition(".")[2]: value for n, value in values.items() if n.startswith(f"{table}.")})
+        for table, kind in _TABLES.items()
+    }
+    top = {name: value for name, value in values.items() if "." not in name}
+    required = [one.name for one in fields(SequenceConfig) if one.default is MISSING and one.default_factory is MISSING]
+    missing = [name for name in required if name not in top]
+    if missing:
+        raise UsageError(f"{', '.join(missing)}: not given; say it in the file, or by --{missing[0]}")
+    return SequenceConfig(**top, **sections)  # type: ignore[arg-type]  # checked by _fitting
+
+
+def _require(config: object, checks: Sequence[tuple[str, bool, str]]) -> None:
+    for name, holds, expected in checks:
+        if not holds:
+            raise UsageError(f"{name.replace('_', '-')}: expected {expected}, got {getattr(config, name)!r}")
