@@ -12,6 +12,7 @@ import json
 import os
 import pickle
 import platform
+import shutil
 import tempfile
 import time
 import xml.etree.ElementTree as ElementTree
@@ -134,7 +135,8 @@ def sequence_lasot(root: Path) -> Usual:
 
 def sequence_lasot_lmdb(root: Path) -> Usual:
     """The same out of an LMDB."""
-    environment = lmdb.open(str(root), readonly=True, lock=False, readahead=False)
+    copy = shutil.copytree(root, root.with_name("usual"))  # LMDB opens a folder once per process
+    environment = lmdb.open(str(copy), readonly=True, lock=False, readahead=False)
 
     def read(row: Record) -> Row:
         folder = f"{row['category']}/{row['video']}"

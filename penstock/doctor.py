@@ -157,9 +157,18 @@ def _dataset(key: Key, opener: Callable[[], Source], reader: str, sample: int) -
     except (PenstockError, OSError) as error:
         yield fail(section, key.name, f"{reader}: {error}", "mend or replace the file named, then run doctor again")
         return
+    if not len(source):
+        message = f"{path_of(source)}: {reader} finds no row in it"
+        yield fail(section, key.name, message, f"correct {key.name} ({key.meaning})", absent=True)
+        return
     groups = f" in {len(source.groups)} groups" if isinstance(source, Reader) else ""
     yield ok(section, key.name, f"{reader}: {len(source):,} rows{groups}{_facts(source)}")
     yield from _inside(key, source, sample)
+
+
+def path_of(source: Source) -> str:
+    """Where a source lies, as far as it says."""
+    return str(getattr(source, "root", getattr(source, "path", type(source).__name__)))
 
 
 def _facts(source: Source) -> str:

@@ -3,7 +3,7 @@
 import os
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -13,7 +13,7 @@ from penstock.registry import open_sources, parse_source
 from penstock.report import Budget
 from penstock.sequence_folder import TIMESTAMP, ImageFormat, SaveFormat
 from penstock.source import Source
-from penstock.stages.sequence import CropConfig
+from penstock.stages.sequence_config import CropConfig
 
 PREFIX = "PENSTOCK_SEQUENCE_"
 """Of variables: `PENSTOCK_SEQUENCE_MAX_GAP=100`."""
@@ -28,17 +28,25 @@ class DrawConfig:
 
     mode: Mode = "causal"
     max_gap: int | tuple[int, ...] = 200
-    """Frames between template and search; one number for each further template in the modes trident and stark."""
-    num_template: int = 1
+    """Rows between template and search frame; in the trident modes and stark a list, one for each further template."""
     num_search: int = 1
-    history_steps: int = 50
-    """T, steps of `gt_frame_ids_backward`; the original's min_interval."""
-    future_steps: int = 1
-    """F, steps of `gt_frame_ids_forward`."""
+    num_template: int = 1
     train_cls: bool = False
     """Whether some samples are negatives: the search frame does not show the target."""
     pos_prob: float = 0.5
-    """Share of samples that are no negatives, with train_cls."""
+    """Probability of a positive, with train_cls."""
+    min_interval: int = 50
+    """Steps of `gt_frame_ids_backward`."""
+    future_steps: int = 1
+    """Steps of `gt_frame_ids_forward`."""
+    max_growth: int = 1000
+    """By how much max_gap may grow."""
+    max_attempts: int = 100
+    """Sequences tried per sample."""
+    min_frames: int = 20
+    """Rows that a video has at least."""
+    order: Literal["ostrack", "odtrack"] = "ostrack"
+    shares: Literal["exact", "random"] = "exact"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +54,7 @@ class SaveConfig:
     """How samples become files, and how the job runs."""
 
     save_images: bool = True
-    """False saves boxes and metadata only; with pictures = "raw" no picture is decoded then."""
+    """False saves boxes and metadata only."""
     pictures: Pictures = "crops"
     """"crops": as a network is fed them; "raw": as the source has them, nothing cropped; "both": crops in `images`, the
     source's pictures in `images_raw`. Boxes of annotations.json lie in the pictures of `images`."""
@@ -101,12 +109,12 @@ class SequenceConfig:
     save: SaveConfig = field(default_factory=SaveConfig)
 
     def __post_init__(self) -> None:
-        weights = self.weights
+        count = len(self.sources)
         checks = [
             ("num_sequences", 1 <= self.num_sequences < 1 << 40, "1 or more"),
             ("seed", 0 <= self.seed < 1 << 64, "0..2**64-1"),
-            ("weights", not (weights and self.sources) or len(weights) == len(self.sources), f"{len(self.sources)} numbers, one for each source"),
-        ]  # fmt: skip
+            ("weights", not (self.weights and count) or len(self.weights) == count, f"{count} numbers, one a source"),
+        ]
         _require(self, checks)
 
     def to_json(self) -> dict[str, Any]:
@@ -122,9 +130,9 @@ def load_config(
 ) -> SequenceConfig:
     """A configuration from a TOML file, `PENSTOCK_SEQUENCE_*` variables, and flags; the later go before.
 
-    The file has the names of `SequenceConfig` at its top and the tables `[draw]`, `[crops]`, `[save]`. A variable and an
-    override have the plain name of a setting, whatever table it stands in: `PENSTOCK_SEQUENCE_MAX_GAP`, `max_gap`. Where
-    two tables have it, the table stands before: `crops_size`.
+    The file has the names of `SequenceConfig` at its top and the tables `[draw]`, `[crops]` (with `[crops.template]` and
+    `[crops.search]`) and `[save]`. A variable and an override have the plain name of a setting, whatever table it stands
+    in: `PENSTOCK_SEQUENCE_MAX_GAP`, `max_gap`. Where two tables have it, the table stands before: `template_size`.
 
     Args:
         path: the file; None for none.
@@ -178,33 +186,30 @@ def open_named(config: SequenceConfig) -> tuple[list[Source], tuple[float, ...] 
     return opened, tuple(weights) or None
 
 
-_TABLES: dict[str, type] = {"draw": DrawConfig, "crops": CropConfig, "save": SaveConfig}
+def _leaves(kind: type, start: str = "") -> Iterator[tuple[str, object]]:
+    """ "table.name" of each setting, and its type."""
+    for name, hint in get_type_hints(kind).items():
+        if isinstance(hint, type) and is_dataclass(hint):
+            yield from _leaves(hint, f"{start}{name}.")
+        else:
+            yield f"{start}{name}", hint
 
 
 def _aliases() -> dict[str, str]:
-    """Plain name -> "table.name" (or "name" at the top)."""
-    found = {one.name: one.name for one in fields(SequenceConfig) if one.name not in _TABLES}
-    names = [one.name for kind in _TABLES.values() for one in fields(kind)] + list(found)
-    for table, kind in _TABLES.items():
-        for one in fields(kind):
-            plain = one.name if names.count(one.name) == 1 else f"{table}_{one.name}"
-            found[plain] = f"{table}.{one.name}"
-    return found
+    """Plain name -> "table.name"; a name that two tables have is "table_name"."""
+    paths = [path for path, _ in _leaves(SequenceConfig)]
+    plain = [path.rpartition(".")[2] for path in paths]
+    return {
+        name if plain.count(name) == 1 else "_".join(path.split(".")[-2:]): path
+        for name, path in zip(plain, paths, strict=True)
+    }
 
 
 def _settled(where: str, name: str, value: object) -> dict[str, object]:
     aliases = _aliases()
     if name not in aliases:
         raise UsageError(f"{where}: no such setting of saved sequences; there are {', '.join(sorted(aliases))}")
-    return {aliases[name]: _fitting(where, value, _hints()[aliases[name]])}
-
-
-def _hints() -> dict[str, object]:
-    """ "table.name" -> type."""
-    found: dict[str, object] = {n: hint for n, hint in get_type_hints(SequenceConfig).items() if n not in _TABLES}
-    for table, kind in _TABLES.items():
-        found |= {f"{table}.{name}": hint for name, hint in get_type_hints(kind).items()}
-    return found
+    return {aliases[name]: _fitting(where, value, dict(_leaves(SequenceConfig))[aliases[name]])}
 
 
 def _from_file(path: Path) -> dict[str, object]:
@@ -218,23 +223,22 @@ def _from_file(path: Path) -> dict[str, object]:
         raise UsageError(f"{path}: this is no TOML: {error}") from error
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror or error}") from error
-    hints, found = _hints(), {}
+    hints, found = dict(_leaves(SequenceConfig)), {}
     for name, value in _flat(content):
         if name not in hints:
-            near = ", ".join(
-                sorted(one for one in hints if one.partition(".")[0] == name.partition(".")[0])
-            ) or ", ".join(sorted(hints))
+            table = name.rpartition(".")[0]
+            near = ", ".join(one for one in hints if one.rpartition(".")[0] == table) or ", ".join(hints)
             raise UsageError(f"{path}: no setting {name}; there are {near}")
         found[name] = _fitting(f"{path}: {name}", value, hints[name])
     return found
 
 
-def _flat(content: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
+def _flat(content: Mapping[str, Any], start: str = "") -> Iterator[tuple[str, object]]:
     for name, value in content.items():
         if isinstance(value, dict):
-            yield from ((f"{name}.{inner}", one) for inner, one in value.items())
+            yield from _flat(value, f"{start}{name}.")
         else:
-            yield name, value
+            yield f"{start}{name}", value
 
 
 def _from_text(text: str) -> object:
@@ -258,7 +262,7 @@ def _fitting(where: str, value: object, hint: object) -> object:
         if kind is bool and isinstance(value, bool):
             return value
         if kind in (int, float) and isinstance(value, (int, float)) and not isinstance(value, bool):
-            number: object = kind(value)  # type: ignore[operator]  # int or float
+            number: object = kind(value)
             if number == value:
                 return number
         if kind is Path and isinstance(value, (str, Path)):
@@ -277,16 +281,22 @@ def _fitting(where: str, value: object, hint: object) -> object:
 
 
 def _build(values: Mapping[str, object]) -> SequenceConfig:
-    sections = {
-        table: kind(**{n.partition(".")[2]: value for n, value in values.items() if n.startswith(f"{table}.")})
-        for table, kind in _TABLES.items()
-    }
-    top = {name: value for name, value in values.items() if "." not in name}
-    required = [one.name for one in fields(SequenceConfig) if one.default is MISSING and one.default_factory is MISSING]
-    missing = [name for name in required if name not in top]
-    if missing:
-        raise UsageError(f"{', '.join(missing)}: not given; say it in the file, or by --{missing[0]}")
-    return SequenceConfig(**top, **sections)  # type: ignore[arg-type]  # checked by _fitting
+    if "output" not in values:
+        raise UsageError("output: not given; say it in the file, or by a flag")
+    config: SequenceConfig = _made(SequenceConfig(output=Path()), values)
+    return config
+
+
+def _made(defaults: Any, values: Mapping[str, object]) -> Any:
+    """The dataclass with these values ("table.name" -> value) in place of its own."""
+    changed: dict[str, object] = {}
+    for one in fields(defaults):
+        inner = {n.partition(".")[2]: v for n, v in values.items() if n.startswith(f"{one.name}.")}
+        if inner:
+            changed[one.name] = _made(getattr(defaults, one.name), inner)
+        elif one.name in values:
+            changed[one.name] = values[one.name]
+    return replace(defaults, **changed)
 
 
 def _require(config: object, checks: Sequence[tuple[str, bool, str]]) -> None:

@@ -5,7 +5,8 @@
       annotations.json       boxes in the frame of images/       (annotations.pkl)
       provenance.json        everything else, and size and hash of every other file
       images/template/template_000.jpg    images/search/search_000.jpg    (.png)
-      images_raw/...         as images/, with pictures="both" only: the source's pictures
+      masks/template/template_000.png     0 and 255; only of sources that have masks
+      images_raw/... masks_raw/...        as images/ and masks/, with pictures="both": the source's own
 
 Folder, file and key names of the first three and of `images/` are those of the seed's document.
 """
@@ -16,7 +17,7 @@ import os
 import pickle
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -28,12 +29,16 @@ import xxhash
 from penstock.errors import BadData, OutputRefused, SourceNotFound, StoreCorrupt, UsageError
 from penstock.geometry.images import encode_jpeg
 from penstock.readers.plain_pickle import load_plain_pickle
+from penstock.schema import Record, Schema
 from penstock.source import Problem
 from penstock.store.disk import Disk
 from penstock.store.v1 import SIDE as SIDE
 
 METADATA, ANNOTATIONS, PROVENANCE = "metadata", "annotations", "provenance.json"
 IMAGES, RAW = "images", "images_raw"
+MASKS, RAW_MASKS = "masks", "masks_raw"
+PICTURE_KINDS = ("image", "mask")
+"""Kinds of the fields that lie in pictures; all others stand in `provenance.json`."""
 ROLES = ("template", "search")
 TEMPORARY = ".writing-"
 """How the name of a folder that is not whole yet begins."""
@@ -73,9 +78,18 @@ def encode_pixels(pixels: np.ndarray, image_format: ImageFormat, quality: int = 
     """(H, W, 3) uint8 RGB as a JPEG (4:4:4) or a PNG; equal pixels give equal bytes."""
     if image_format == "jpg":
         return encode_jpeg(pixels, quality=quality)
+    return _png(pixels[:, :, ::-1])
+
+
+def encode_mask(mask: np.ndarray) -> bytes:
+    """(H, W) numbers or bool as a PNG: 255 where they are not 0, else 0."""
+    return _png((np.asarray(mask) != 0) * np.uint8(255))
+
+
+def _png(pixels: np.ndarray) -> bytes:
     import cv2
 
-    done, encoded = cv2.imencode(".png", np.ascontiguousarray(pixels[:, :, ::-1]), [cv2.IMWRITE_PNG_COMPRESSION, 1])
+    done, encoded = cv2.imencode(".png", np.ascontiguousarray(pixels), [cv2.IMWRITE_PNG_COMPRESSION, 1])
     if not done:
         raise BadData(f"pixels of shape {pixels.shape} and type {pixels.dtype} could not be made a PNG")
     content: bytes = encoded.tobytes()
@@ -98,6 +112,36 @@ def boxes_from_json(rows: object, where: str) -> np.ndarray:
     except (TypeError, ValueError) as error:
         raise BadData(f"{where}: expected boxes of four numbers each: {error}") from error
     return boxes
+
+
+def record_to_json(record: Record, schema: Schema) -> dict[str, object]:
+    """The fields of a record that are not pictures, as plain values; None stands for NaN."""
+    return {name: _plain(record[name]) for name, field in schema.items() if field.kind not in PICTURE_KINDS}
+
+
+def record_from_json(values: Mapping[str, object], schema: Schema, where: str) -> Record:
+    """The inverse of `record_to_json`.
+
+    Raises:
+        BadData: a field is missing, or does not fit the schema.
+    """
+    record: Record = {}
+    for name, field in schema.items():
+        if field.kind in PICTURE_KINDS:
+            continue
+        try:
+            value = values[name]
+            record[name] = str(value) if field.is_text else np.array(value, field.dtype).reshape(field.shape)  # type: ignore[arg-type]  # only the first size may be open
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise BadData(f"{where}: field {name}: expected {field.dtype} {field.shape}: {error}") from error
+    return record
+
+
+def _plain(value: object) -> object:
+    listed = value.tolist() if isinstance(value, np.ndarray) else value
+    if isinstance(listed, list):
+        return [_plain(one) for one in listed]
+    return None if listed != listed else listed
 
 
 def sequence_files(
@@ -260,13 +304,18 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
     return content
 
 
+def in_order(names: Iterable[str]) -> list[str]:
+    """Names of sequences by their numbers."""
+    return sorted(names, key=lambda name: (len(name), name))
+
+
 def require_sequences(path: Path) -> list[str]:
-    """Names of the saved sequences of a folder, sorted.
+    """Names of the saved sequences of a folder, in order.
 
     Raises:
         SourceNotFound: there are none.
     """
-    names = sorted(saved_folders(path)) if path.is_dir() else []
+    names = in_order(saved_folders(path)) if path.is_dir() else []
     if not names:
         raise SourceNotFound(f"{path}: expected saved sequences, folders seq_..._YYYYmmdd_HHMMSS; there are none")
     return names

@@ -26,6 +26,7 @@ from penstock.sequence_folder import (
     SIDE,
     TEMPORARY,
     TIMESTAMP,
+    in_order,
     load_provenance,
     read_manifest,
     saved_folders,
@@ -74,6 +75,7 @@ class SequenceSink:
     Args:
         path: new or empty folder, or that of an earlier run with the same recipe.
         identity: the recipe, plain values; what must be the same for all sequences of the folder.
+        schema: the fields of a sequence as a record, for `penstock.saved.Saved`.
         timestamp: of the names; that of the earlier run if empty.
         now: the timestamp of a new folder for which none is given.
         provenance: recorded, not compared.
@@ -91,6 +93,7 @@ class SequenceSink:
         path: Path,
         *,
         identity: Mapping[str, object],
+        schema: Schema,
         timestamp: str,
         now: str,
         provenance: Mapping[str, object],
@@ -110,7 +113,7 @@ class SequenceSink:
             known = read_manifest(path)
             self.timestamp = str(known["timestamp"]) if known else timestamp or now
             if not known:
-                self._create(provenance)
+                self._create(provenance, schema)
             for left in path.glob(f"{TEMPORARY}*"):
                 shutil.rmtree(left)
             self._done = set(saved_folders(path))
@@ -150,7 +153,7 @@ class SequenceSink:
 
     def close(self, *, complete: bool) -> None:
         """Writes the list of paths, in order."""
-        lines = "".join(f"{self.path / name}\n" for name in sorted(self._done))
+        lines = "".join(f"{self.path / name}\n" for name in in_order(self._done))
         if lines:
             self.disk.replace(self.path / f"saved_paths_{self.timestamp}.txt", lines.encode())
 
@@ -185,12 +188,13 @@ class SequenceSink:
         ticket = Ticket(key=candidate.key, folder=self.path, row=candidate.index, position=candidate.index)
         return Admission(verdict="compute", ticket=ticket)
 
-    def _create(self, provenance: Mapping[str, object]) -> None:
+    def _create(self, provenance: Mapping[str, object], schema: Schema) -> None:
         content = {
             "format": FORMAT,
             "version": MANIFEST_VERSION,
             "timestamp": self.timestamp,
             "identity": self.identity,
+            "schema": schema.to_json(),
             "provenance": provenance,
         }
         options = orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE

@@ -13,7 +13,8 @@ Ranges are of rows; their upper ends are excluded, as in the original code: with
     trident_pro: the same, but those further templates may be any frame.
     stark: the same, but they may be any frame with a valid box.
 
-Where a range holds no fitting frame all is drawn again; causal and interval widen max_gap by `GROWTH` each time.
+A video of more than 2 * (templates + search frames) visible frames always has a base frame. Where a further range holds no
+fitting frame all is drawn again; causal and interval widen max_gap by `GROWTH` each time.
 """
 
 from collections.abc import Callable
@@ -27,9 +28,8 @@ from penstock.tracking_rows import RowSet
 GROWTH = 5
 WIDENING = ("causal", "interval")
 MODES = (*WIDENING, "trident", "trident_pro", "stark")
-FITS, NO_BASE, NO_TEMPLATE, NO_SEARCH = range(4)
+FITS, NO_TEMPLATE, NO_SEARCH = range(3)
 CAUSES = {
-    NO_BASE: "no visible frame where the base frame may lie",
     NO_TEMPLATE: "no fitting frame in the range of a further template",
     NO_SEARCH: "no visible frame in the range of the search frame",
 }
@@ -99,7 +99,7 @@ def choose(videos: Videos, choice: Choice, visible: RowSet, valid: RowSet) -> Ch
     """Frames for each step.
 
     Args:
-        videos: where.
+        videos: where; of more than 2 * (templates + search frames) visible frames.
         choice: how.
         visible: rows with the target in sight.
         valid: rows with a box; only stark asks for it.
@@ -114,7 +114,7 @@ def choose(videos: Videos, choice: Choice, visible: RowSet, valid: RowSet) -> Ch
         found = draw(part, choice, number, visible, valid)
         templates[pending], searches[pending], cause[pending] = found
         gap[pending] = GROWTH * number if choice.mode in WIDENING else 0
-        left = (found[2] != FITS) & (found[2] != NO_BASE)
+        left = found[2] != FITS
         if not left.any():
             break
         pending = pending[left]
@@ -127,25 +127,25 @@ def choose(videos: Videos, choice: Choice, visible: RowSet, valid: RowSet) -> Ch
 
 def _causal(videos: Videos, choice: Choice, number: int, visible: RowSet, valid: RowSet) -> _Round:
     reach, more = choice.gaps[0] + GROWTH * number, choice.num_template - 1
-    base, has_base = visible.sample(videos.start + more, videos.stop - choice.num_search, videos.words(number, 0))
+    base, _ = visible.sample(videos.start + more, videos.stop - choice.num_search, videos.words(number, 0))
     at = base[:, 0]
     others, has_others = visible.sample(np.maximum(at - reach, videos.start), at, videos.words(number, 1, more))
     numbers = videos.words(number, 1 + more, choice.num_search)
     searches, has_searches = visible.sample(at + 1, np.minimum(at + reach, videos.stop), numbers)
-    return np.hstack([base, others]), searches, _cause(has_base, has_others, has_searches)
+    return np.hstack([base, others]), searches, _cause(has_others, has_searches)
 
 
 def _interval(videos: Videos, choice: Choice, number: int, visible: RowSet, valid: RowSet) -> _Round:
     reach, more = choice.gaps[0] + GROWTH * number, choice.num_template - 1
-    base, has_base = visible.sample(videos.start, videos.stop, videos.words(number, 0))
+    base, _ = visible.sample(videos.start, videos.stop, videos.words(number, 0))
     low, high = np.maximum(base[:, 0] - reach, videos.start), np.minimum(base[:, 0] + reach, videos.stop)
     others, has_others = visible.sample(low, high, videos.words(number, 1, more))
     searches, has_searches = visible.sample(low, high, videos.words(number, 1 + more, choice.num_search))
-    return np.hstack([base, others]), searches, _cause(has_base, has_others, has_searches)
+    return np.hstack([base, others]), searches, _cause(has_others, has_searches)
 
 
 def _trident(videos: Videos, choice: Choice, number: int, visible: RowSet, valid: RowSet) -> _Round:
-    pair, has_pair = visible.sample(videos.start, videos.stop, videos.words(number, 0, 2))
+    pair, _ = visible.sample(videos.start, videos.stop, videos.words(number, 0, 2))
     template, search = pair[:, 0], pair[:, 1]
     is_behind = template >= search
     columns, has_all = [template], np.ones(len(search), bool)
@@ -159,11 +159,11 @@ def _trident(videos: Videos, choice: Choice, number: int, visible: RowSet, valid
         further, found = (valid if choice.mode == "stark" else visible).sample(low, high, numbers)
         columns.append(further[:, 0])
         has_all &= found
-    return np.stack(columns, axis=1), search[:, None], _cause(has_pair, has_all, has_all)
+    return np.stack(columns, axis=1), search[:, None], _cause(has_all, has_all)
 
 
-def _cause(has_base: np.ndarray, has_templates: np.ndarray, has_searches: np.ndarray) -> np.ndarray:
-    return np.select([~has_base, ~has_templates, ~has_searches], [NO_BASE, NO_TEMPLATE, NO_SEARCH], FITS)
+def _cause(has_templates: np.ndarray, has_searches: np.ndarray) -> np.ndarray:
+    return np.where(has_templates, np.where(has_searches, FITS, NO_SEARCH), NO_TEMPLATE)
 
 
 _ROUNDS: dict[str, Callable[[Videos, Choice, int, RowSet, RowSet], _Round]] = {

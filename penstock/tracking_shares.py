@@ -16,7 +16,7 @@ from math import gcd, lcm
 import numpy as np
 
 from penstock.samplers import mix
-from penstock.tracking_random import below, states, words
+from penstock.tracking_random import states, words
 
 MAX_PERIOD = 1 << 18
 """Weights that need larger whole numbers are rounded to this sum."""

@@ -2,6 +2,11 @@
 
 distill.py         BinaryDistillDataset, collate_distill
 distill_open.py    its checks when a folder is opened
+sequence.py        SequenceSaver; sequence_batches.py takes apart what a DataLoader gives
+tracking.py        TimingTrackingSampler; tracking_datasets.py reads datasets of the original interface
+tensor_dict.py     TensorDict, what the sampler gives
+processing.py      Compose, ToTensor, Normalize, STARKProcessing, TIMProcessing
+sequence_scripts.py  save_sequences_from_sampler and the scripts that save sequences
 """
 
 from importlib import import_module
@@ -9,13 +14,17 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from penstock.compat.distill import BinaryDistillDataset, collate_distill
+    from penstock.compat.sequence import SequenceSaver
+    from penstock.compat.tracking import TimingTrackingSampler
 
 _HOMES = {
     "BinaryDistillDataset": "distill",
     "collate_distill": "distill",
+    "SequenceSaver": "sequence",
+    "TimingTrackingSampler": "tracking",
 }
 
-__all__ = ["BinaryDistillDataset", "collate_distill"]
+__all__ = ["BinaryDistillDataset", "SequenceSaver", "TimingTrackingSampler", "collate_distill"]
 
 
 def __getattr__(name: str) -> object:

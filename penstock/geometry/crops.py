@@ -156,7 +156,7 @@ def jitter_box(
     """
     box = np.asarray(box_xywh, np.float64)
     sizes = box[2:] * np.exp(growth * scale_jitter)
-    centers = box[:2] + 0.5 * box[2:] + offset * (math.sqrt(sizes[0] * sizes[1]) * center_jitter)
+    centers = box[:2] + 0.5 * box[2:] + offset * (math.sqrt(float(sizes[0]) * float(sizes[1])) * center_jitter)
     return np.concatenate([centers - 0.5 * sizes, sizes])
 
 
@@ -173,46 +173,58 @@ def crop_padding(window: CropWindow, picture_hw: tuple[int, int]) -> np.ndarray:
     height, width = picture_hw
     rows = _padded(window.y, height, side=window.side, size=window.size)
     columns = _padded(window.x, width, side=window.side, size=window.size)
-    return rows[:, None] | columns[None, :]
+    padding: np.ndarray = rows[:, None] | columns[None, :]
+    return padding
 
 
-def cut_crop(picture: np.ndarray, window: CropWindow, *, gray: bool = False) -> np.ndarray:
+def cut_crop(picture: np.ndarray, window: CropWindow, *, mirrored: bool = False, gray: bool = False) -> np.ndarray:
     """The pixels of a crop: black outside the picture, resized by OpenCV's INTER_LINEAR; exact where side is size.
 
     Args:
-        picture: (H, W, 3) uint8 RGB; may be a mirrored view.
-        window: the crop, of side 1..`MAX_SIDE`.
+        picture: (H, W, 3) uint8 RGB.
+        window: the crop, of side 1..`MAX_SIDE`; in the mirrored picture with `mirrored`.
+        mirrored: whether to mirror the picture left to right first.
         gray: whether to take the colours away first, as OpenCV's RGB to gray does.
 
     Returns:
         (size, size, 3) uint8 RGB, contiguous, not shared with the picture.
     """
-    part = _inside(picture, window)
-    if picture.strides[1] < 0:
-        part = np.ascontiguousarray(part)
+    part = _inside(picture, window, mirrored=mirrored)
     if gray and part.size:
         part = cv2.cvtColor(part, cv2.COLOR_RGB2GRAY)
-    crop = _resized(_padded_out(part, window), window.size)
+    crop: np.ndarray = _resized(_padded_out(part, window), window.size)
     if crop.ndim == 2:
-        crop = cv2.cvtColor(crop, cv2.COLOR_GRAY2RGB)
+        crop = np.asarray(cv2.cvtColor(crop, cv2.COLOR_GRAY2RGB))
     return crop
 
 
-def cut_mask(mask: np.ndarray, window: CropWindow) -> np.ndarray:
+def cut_mask(mask: np.ndarray, window: CropWindow, *, mirrored: bool = False) -> np.ndarray:
     """The part of a mask that a crop shows, resized as its picture and cut at half.
 
     Args:
         mask: (H, W) numbers or bool; what is not 0 belongs to the object.
-        window: the crop, of side 1..`MAX_SIDE`.
+        window: the crop, of side 1..`MAX_SIDE`; in the mirrored mask with `mirrored`.
+        mirrored: whether to mirror the mask left to right first.
 
     Returns:
         (size, size) uint8, 0 or 1; 0 outside the picture.
     """
-    part = _inside(mask, window)
+    part = _inside(mask.view(np.uint8) if mask.dtype == bool else mask, window, mirrored=mirrored) != 0
     if not part.any():
         return np.zeros((window.size, window.size), np.uint8)
-    shares = _resized(_padded_out((part != 0) * np.uint8(255), window), window.size)
+    shares = _resized(_padded_out(part * np.uint8(255), window), window.size)
     return (shares >= 128).astype(np.uint8)
+
+
+def mirror_pixels(pixels: np.ndarray) -> np.ndarray:
+    """(H, W) or (H, W, C) uint8 mirrored left to right: a contiguous copy."""
+    return np.asarray(cv2.flip(pixels, 1))
+
+
+def brighten(pixels: np.ndarray, factor: float) -> np.ndarray:
+    """uint8 values times a factor of 0 and more, rounded and clipped to 0..255: a copy of the same shape."""
+    table = np.clip(np.rint(np.arange(256) * factor), 0, 255).astype(np.uint8)
+    return np.asarray(cv2.LUT(pixels, table))
 
 
 def _padded(start: int, length: int, *, side: int, size: int) -> np.ndarray:
@@ -226,10 +238,14 @@ def _padded(start: int, length: int, *, side: int, size: int) -> np.ndarray:
     return padded
 
 
-def _inside(picture: np.ndarray, window: CropWindow) -> np.ndarray:
-    """The part of a picture that lies in the window: a view."""
-    end_y, end_x = max(window.y + window.side, 0), max(window.x + window.side, 0)
-    return picture[max(window.y, 0) : end_y, max(window.x, 0) : end_x]
+def _inside(picture: np.ndarray, window: CropWindow, *, mirrored: bool = False) -> np.ndarray:
+    """The part of a picture that lies in the window: a view, or a copy if mirrored."""
+    rows = slice(max(window.y, 0), max(window.y + window.side, 0))
+    if not mirrored:
+        return picture[rows, max(window.x, 0) : max(window.x + window.side, 0)]
+    end = picture.shape[1] - window.x
+    part = picture[rows, max(end - window.side, 0) : max(end, 0)]
+    return mirror_pixels(part) if part.size else part
 
 
 def _padded_out(part: np.ndarray, window: CropWindow) -> np.ndarray:

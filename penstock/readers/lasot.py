@@ -77,14 +77,20 @@ class Lasot(TextTracks):
 
     def _chosen(self, problems: list[Problem]) -> list[str]:
         """Folders of the sequences asked for, in order."""
-        folders = {folder.rpartition("/")[2]: folder for folder in _folders(self.files)}
+        folders: dict[str, str] = {}
+        for folder in _folders(self.files):
+            first = folders.setdefault(folder.rpartition("/")[2], folder)
+            if first != folder:
+                problems.append(Problem(folder, "BadData", f"the same sequence as {first}: left out"))
         unknown = [name for name in self.sequences if name not in folders]
         if unknown:
             raise SourceNotFound(f"{self.root}: no sequence {some(unknown)}; there are {some(list(folders))}")
         train = set() if self.split == "all" else set(split_list("lasot_train"))
         lost = sorted(train - set(folders)) if self.split == "train" else []
         if lost:
-            message = f"split=train: {len(train) - len(lost)} of {len(train)} sequences are here; not here: {some(lost)}"
+            message = (
+                f"split=train: {len(train) - len(lost)} of {len(train)} sequences are here; not here: {some(lost)}"
+            )
             problems.append(Problem(str(self.root), "SourceNotFound", message))
         return [
             folder
@@ -177,12 +183,12 @@ class LasotLmdb(Lasot):
 
 
 def _folders(files: Files) -> Iterator[str]:
-    """Folders named CLASS-N, in the root or one level below, by class and number."""
+    """Folders CLASS-N in the root or in a folder CLASS, by class and number."""
     found = []
     for top in files.names():
         names = [top] if _SEQUENCE.fullmatch(top) else files.names(top)
         for name in names:
             matched = _SEQUENCE.fullmatch(name)
-            if matched:
+            if matched and (name == top or matched[1] == top):
                 found.append((matched[1], int(matched[2]), name, top if name == top else f"{top}/{name}"))
     return (folder for *_, folder in sorted(found))

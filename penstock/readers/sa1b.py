@@ -123,7 +123,8 @@ class Sa1b(Reader):
         if missing:
             return f"no folder {' and no folder '.join(missing)}"
         is_root = files.root == self.root
-        found = look(files.root, self.folders)
+        is_above = files.root in self.root.absolute().parents
+        found = look(files.root, self.folders, shallow=is_above)
         if found == "pairs" or (is_root and found == "json") or (not is_root and tars_in(files.root)):
             return ""
         if found == "pictures":

@@ -71,14 +71,14 @@ class Folders:
         return Folders(*(os.path.normpath(one or ".").strip("/.") for one in (self.images, self.annotations)))
 
 
-def look(root: Path, folders: Folders) -> str:
+def look(root: Path, folders: Folders, *, shallow: bool = False) -> str:
     """What lies at the places to look at, by names: "pairs", "apart" (pictures and JSON files, never in one folder),
-    "pictures", "json" (files that SA-1B may have named), or "". Not more than 200 folders are looked into."""
+    "pictures", "json" (files that SA-1B may have named), or "". Not more than 200 folders are looked into; `shallow`: none but the places."""
     found = settle(root, folders)
     has_pictures = has_annotations = has_named = False
     looked = 0
     for place in sorted({str(found.images), str(found.annotations)}):
-        for _, _, names in walk(root, place, depth=found.depth):
+        for _, _, names in walk(root, place, depth=0 if shallow else found.depth):
             pictures = place == found.images and any(name.lower().endswith(PICTURES) for name, _ in names)
             annotations = place == found.annotations and any(name.endswith(".json") for name, _ in names)
             has_pictures, has_annotations = has_pictures or pictures, has_annotations or annotations

@@ -93,7 +93,9 @@ class TextTracks(Tracks):
             return np.zeros((0, 4))
         boxes, faulty = parse_boxes(self.files.read(path))
         if faulty:
-            problems.append(Problem(path, "BadData", f"expected four numbers in every line, got others in {some(faulty)}"))
+            problems.append(
+                Problem(path, "BadData", f"expected four numbers in every line, got others in {some(faulty)}")
+            )
         return boxes
 
     def _mismatch(self, folder: str, names: Sequence[str], pictures: np.ndarray, lines: int) -> Problem:

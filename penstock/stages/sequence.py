@@ -9,103 +9,23 @@ over them, and mirrored boxes are at W - right, not at W - 1 - right.
 All that is random is a pure function of `Draw.seed`. All coordinates are continuous: a pixel in column x covers x..x+1.
 """
 
-import math
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Literal
 
 import numpy as np
 
 from penstock.draws import Draw, Frames, Steps, TrackSample
-from penstock.errors import UsageError
 from penstock.geometry import crops
 from penstock.geometry.boxes import box_fault
+from penstock.stages.sequence_config import ATTENTION_STRIDE, CropConfig
 from penstock.tracking_random import chances, states, words
-
-ATTENTION_STRIDE = 16
-"""Pixels of the crop per cell of the attention mask that the network makes of it."""
 
 _JOINT, _TEMPLATE, _SEARCH = range(3)
 _GRAY, _FLIP, _BRIGHTNESS, _GROWTH_X, _GROWTH_Y, _OFFSET_X, _OFFSET_Y = range(7)
 _NORMAL = NormalDist()
 _CENTER_SHARE = 1 / 8
-
-
-@dataclass(frozen=True, kw_only=True)
-class RoleCrop:
-    """How the pictures of one role are cropped."""
-
-    factor: float
-    """Side of the crop over sqrt(w * h) of the box it is made around."""
-    size: int
-    """Side of the crop as fed, in pixels; a multiple of 16 for most networks, 16 at least."""
-    center_jitter: float = 0.0
-    """The centre moves by up to half of this times sqrt(w * h)."""
-    scale_jitter: float = 0.0
-    """Width and height are multiplied by exp(normal * this), each on its own."""
-
-    def __post_init__(self) -> None:
-        numbers = (self.factor, self.center_jitter, self.scale_jitter)
-        if not all(map(math.isfinite, numbers)) or self.factor <= 0 or min(numbers) < 0:
-            raise UsageError(f"crop: expected a factor above 0 and jitters of 0 and more, got {self}")
-        if not ATTENTION_STRIDE <= self.size <= 1 << 12:
-            raise UsageError(f"crop: expected a size of {ATTENTION_STRIDE}..4096 pixels, got {self.size}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class CropConfig:
-    """What is done to a sample. The defaults are the original's."""
-
-    template: RoleCrop = field(default_factory=lambda: RoleCrop(factor=2.0, size=128))
-    search: RoleCrop = field(
-        default_factory=lambda: RoleCrop(factor=4.0, size=256, center_jitter=3.0, scale_jitter=0.25)
-    )
-    gray_prob: float = 0.05
-    """That all pictures of a sample are gray."""
-    flip_prob: float = 0.5
-    """That all of them are mirrored, before the crop."""
-    frame_flip_prob: float = 0.5
-    """That a crop is mirrored, each on its own."""
-    brightness: float = 0.2
-    """Each crop is multiplied by a number in 1 - this .. 1 + this."""
-    history: Literal["mapped", "original"] = "mapped"
-    """"original": the histories are not mirrored with the pictures, and a step without a box has zeros."""
-    normalize_history: bool = False
-    """Histories as fed are divided by the picture's width and height and clipped to 0..1 (the original's TIMProcessing);
-    else they are in pixels (its STARKProcessing)."""
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-
-    def __post_init__(self) -> None:
-        for name in ("gray_prob", "flip_prob", "frame_flip_prob", "brightness"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UsageError(f"{name}: expected 0..1, got {getattr(self, name)}")
-        if self.history not in ("mapped", "original"):
-            raise UsageError(f"history: expected mapped or original, got {self.history!r}")
-        if len(self.mean) != 3 or len(self.std) != 3 or not min(self.std) > 0:
-            raise UsageError(f"mean and std: expected three numbers each, std above 0, got {self.mean} and {self.std}")
-
-    def without_augmentation(self) -> "CropConfig":
-        """The same crops with nothing random: for evaluation and for looking."""
-        return replace(
-            self,
-            template=replace(self.template, center_jitter=0.0, scale_jitter=0.0),
-            search=replace(self.search, center_jitter=0.0, scale_jitter=0.0),
-            gray_prob=0.0,
-            flip_prob=0.0,
-            frame_flip_prob=0.0,
-            brightness=0.0,
-        )
-
-    def normalised(self, images: np.ndarray) -> np.ndarray:
-        """(n, S, S, 3) uint8 RGB to what the network is fed: (n, 3, S, S) float32, (value / 255 - mean) / std."""
-        scaled = (images.astype(np.float32) / np.float32(255) - np.float32(self.mean)) / np.float32(self.std)
-        return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
-
-    def denormalised(self, images: np.ndarray) -> np.ndarray:
-        """The inverse of `normalised`: (n, 3, S, S) floats to (n, S, S, 3) uint8, rounded, clipped to 0..255."""
-        scaled = images.transpose(0, 2, 3, 1) * np.float32(self.std) + np.float32(self.mean)
-        return np.clip(np.rint(scaled * np.float32(255)), 0, 255).astype(np.uint8)
+_FARTHEST = 1e9
+"""A box with a larger number is taken for a wrong one."""
 
 
 @dataclass(kw_only=True)
@@ -260,15 +180,6 @@ def crop_sample(sample: TrackSample, config: CropConfig) -> CroppedSample | Reje
     )
 
 
-def config_values(config: CropConfig) -> dict[str, object]:
-    """A configuration as plain values for a recipe, nested as it is."""
-    values: dict[str, object] = {}
-    for one in fields(config):
-        value = getattr(config, one.name)
-        values[one.name] = dict(vars(value)) if isinstance(value, RoleCrop) else value
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-
-
 def _rolls(seed: int, role: int, number: int) -> np.ndarray:
     """(number, 7) in 0..1: one row per frame, one column per purpose. A frame's do not depend on the others'."""
     frames = states(seed, np.arange(number))
@@ -278,31 +189,143 @@ def _rolls(seed: int, role: int, number: int) -> np.ndarray:
 def _planned(
     sample: TrackSample, frames: Frames, role: int, *, config: CropConfig, joint_flip: bool
 ) -> list[_Plan] | Rejected:
-    name, settings = ("template", config.template) if role == _TEMPLATE else ("search", config.search)
+    name = "template" if role == _TEMPLATE else "search"
     plans = []
     for number, rolls in enumerate(_rolls(sample.draw.seed, role, len(frames.images))):
-        size_hw = frames.images[number].shape[:2]
-        where = f"{name} {number} ({frames.paths[number]})"
-        box = _target(sample.draw, frames, number, role)
-        if fault := "" if box is None else box_fault(box, size_hw):
-            is_outside = fault.startswith("outside")
+        size_hw = (frames.images[number].shape[0], frames.images[number].shape[1])
+        target = _target(sample.draw, frames, number, size_hw=size_hw, role=role)
+        plan = _plan(target, rolls, size_hw, config=config, role=role, joint_flip=joint_flip)
+        if isinstance(plan, str):
+            numbers = ", ".join(f"{value:g}" for value in frames.boxes[number])
             return Rejected(
-                reason=f"{name} box is {'outside the picture' if is_outside else 'not valid'}",
-                detail=f"{where}: {fault}",
+                reason=f"{name} {plan}",
+                detail=f"{name} {number}, {frames.paths[number]}: box {numbers} in a picture of "
+                f"{size_hw[0]} x {size_hw[1]} (height x width), seed {sample.draw.seed}",
             )
-        if box is None:
-            return Rejected(
-                reason=f"{name} box is not valid", detail=f"{where}: the source says that it shows no target"
-            )
-        mirrored_width = size_hw[1] if joint_flip else None
-        plan = _plan(box, rolls, size_hw=size_hw, settings=settings, mirrored_width=mirrored_width)
-        if isinstance(plan, Rejected):
-            return replace(plan, detail=f"{where}: {plan.detail}")
-        flip = bool(rolls[_FLIP] < config.frame_flip_prob)
-        lowest = max(0.0, 1 - config.brightness)
-        brightness = lowest + float(rolls[_BRIGHTNESS]) * (1 + config.brightness - lowest)
-        plan = replace(plan, flip=flip, brightness=brightness, att=plan.att[:, ::-1] if flip else plan.att)
-        if reason := _attention_fault(plan.att):
-            return Rejected(reason=reason, detail=f"{where}: crop {plan.window}, picture {size_hw}")
         plans.append(plan)
     return plans
+
+
+def _target(draw: Draw, frames: Frames, number: int, *, size_hw: tuple[int, int], role: int) -> np.ndarray:
+    """The box to crop around, before jitter; NaN where there is none."""
+    box = frames.boxes[number] if frames.valid[number] else np.full(4, np.nan)
+    if role == _TEMPLATE or draw.positive:
+        return box
+    is_same = (draw.source, draw.sequence) == (draw.search_source, draw.search_sequence)
+    if not is_same and not box_fault(box, size_hw):
+        return box  # another object, where it is
+    height, width = size_hw
+    wide, high = width * _CENTER_SHARE, height * _CENTER_SHARE
+    return np.array([width / 2 - wide / 2, height / 2 - high / 2, wide, high])
+
+
+def _plan(
+    box: np.ndarray, rolls: np.ndarray, size_hw: tuple[int, int], *, config: CropConfig, role: int, joint_flip: bool
+) -> _Plan | str:
+    """Or the reason why there is no crop."""
+    if fault := box_fault(box, size_hw):
+        return "box is outside the picture" if fault.startswith("outside") else "box is not valid"
+    if np.abs(box).max() > _FARTHEST:
+        return "box is not valid"
+    settings = config.template if role == _TEMPLATE else config.search
+    mirrored_width = size_hw[1] if joint_flip else None
+    if mirrored_width is not None:
+        box = crops.mirror_boxes(box, mirrored_width)
+    around = crops.jitter_box(
+        box,
+        growth=np.array([_normal(rolls[_GROWTH_X]), _normal(rolls[_GROWTH_Y])]),
+        offset=rolls[[_OFFSET_X, _OFFSET_Y]] - 0.5,
+        scale_jitter=settings.scale_jitter,
+        center_jitter=settings.center_jitter,
+    )
+    window = crops.crop_window(around, factor=settings.factor, size=settings.size)
+    if not 1 <= window.side <= crops.MAX_SIDE:
+        return "crop side < 1" if window.side < 1 else f"crop side > {crops.MAX_SIDE}"
+    flip = bool(rolls[_FLIP] < config.frame_flip_prob)
+    padding = crops.crop_padding(window, size_hw)
+    att = padding[:, ::-1] if flip else padding
+    if att.all():
+        return "attention mask all padding"
+    cells = np.arange(settings.size // ATTENTION_STRIDE) * settings.size // (settings.size // ATTENTION_STRIDE)
+    if att[np.ix_(cells, cells)].all():
+        return f"attention mask all padding after down-sampling by {ATTENTION_STRIDE}"
+    lowest = 1 - config.brightness
+    return _Plan(
+        window=window,
+        box=box,
+        around=around,
+        att=att,
+        mirrored_width=mirrored_width,
+        flip=flip,
+        brightness=lowest + float(rolls[_BRIGHTNESS]) * 2 * config.brightness,
+    )
+
+
+def _normal(roll: float) -> float:
+    """A standard normal number from one in 0..1 (1 excluded), by the inverse of its distribution."""
+    return _NORMAL.inv_cdf(min(float(roll) + 2.0**-54, 1 - 2.0**-53))
+
+
+def _cropped(frames: Frames, plans: list[_Plan], *, gray: bool) -> CroppedFrames:
+    affine = np.stack(
+        [crops.crop_affine(plan.window, mirrored_width=plan.mirrored_width, flip=plan.flip) for plan in plans]
+    )
+    own = np.where(np.asarray(frames.valid, bool)[:, None], frames.boxes, np.nan)
+    return CroppedFrames(
+        images=np.stack([_pixels(image, plan, gray) for image, plan in zip(frames.images, plans, strict=True)]),
+        anno=np.stack([_anno(plan) for plan in plans]).astype(np.float32),
+        boxes=np.stack([crops.map_boxes(box, one) for box, one in zip(own, affine, strict=True)]),
+        masks=np.stack([_mask_pixels(mask, plan) for mask, plan in zip(frames.masks, plans, strict=True)]),
+        att=np.stack([plan.att for plan in plans]),
+        affine=affine,
+        crop_box=np.stack([_in_source(plan.window.box, plan) for plan in plans]),
+        around=np.stack([_in_source(plan.around, plan) for plan in plans]),
+        flip=np.array([plan.flip for plan in plans], bool),
+        brightness=np.array([plan.brightness for plan in plans], np.float64),
+        frames=np.asarray(frames.frames, np.int64),
+        visible=np.asarray(frames.visible, bool),
+        valid=np.asarray(frames.valid, bool),
+        paths=list(frames.paths),
+    )
+
+
+def _pixels(image: np.ndarray, plan: _Plan, gray: bool) -> np.ndarray:
+    crop = crops.cut_crop(image, plan.window, mirrored=plan.mirrored_width is not None, gray=gray)
+    if plan.brightness != 1:
+        crop = crops.brighten(crop, plan.brightness)
+    return crops.mirror_pixels(crop) if plan.flip else crop
+
+
+def _mask_pixels(mask: np.ndarray, plan: _Plan) -> np.ndarray:
+    crop = crops.cut_mask(mask, plan.window, mirrored=plan.mirrored_width is not None)
+    return crops.mirror_pixels(crop) if plan.flip else crop
+
+
+def _anno(plan: _Plan) -> np.ndarray:
+    boxes = crops.fed_boxes(plan.box, plan.around, plan.window)
+    return crops.mirror_boxes(boxes, 1) if plan.flip else boxes
+
+
+def _in_source(box: np.ndarray, plan: _Plan) -> np.ndarray:
+    return box if plan.mirrored_width is None else crops.mirror_boxes(box, plan.mirrored_width)
+
+
+def _history(
+    steps: Steps, config: CropConfig, *, affine: np.ndarray, size_hw: tuple[int, int], joint_flip: bool
+) -> CroppedSteps:
+    own = np.where(np.asarray(steps.valid, bool)[:, None], steps.boxes, np.nan)
+    height, width = size_hw
+    boxes = crops.mirror_boxes(own, width) if joint_flip and config.history == "mapped" else own
+    anno = boxes if config.history == "mapped" else np.nan_to_num(boxes, nan=0.0)
+    if config.normalize_history:
+        anno = np.clip(anno / np.array([width, height, width, height]), 0, 1)
+    return CroppedSteps(
+        anno=anno.astype(np.float32),
+        boxes=boxes,
+        crop_boxes=crops.map_boxes(own, affine),
+        frames=np.asarray(steps.frames, np.int64),
+        visible=np.asarray(steps.visible, bool),
+        valid=np.asarray(steps.valid, bool),
+        padded=np.asarray(steps.padded, bool),
+        time=np.asarray(steps.time, np.float64),
+    )

@@ -1,0 +1,5 @@
+"""The seed's sampler; see penstock.compat."""
+
+from penstock.compat import TimingTrackingSampler
+
+__all__ = ["TimingTrackingSampler"]
