@@ -94,88 +94,6 @@ QUANTITIES: dict[str, Callable[[], Distribution]] = {
 """What is counted of each sequence, by name."""
 
 
-def gap_range(self, place: int) -> tuple[float, float] | None:
-        """Least and greatest gap of a template by mode and max_gap before it grows; None if there is no recipe."""
-        draw = self.draw
-        if "mode" not in draw:
-            return None
-        last = len(self.gaps) - 1
-        return gap_range(draw["mode"], draw["max_gap"], place, last=last, is_sorted=draw.get("order") == "odtrack")
-
-    def beyond(self, place: int) -> int:
-        """How many gaps of a template lie outside `gap_range`: growth, if nothing else."""
-        limits = self.gap_range(place) or (-inf, inf)
-        keys, counts = self.gaps[place].bins()
-        return int(counts[(keys < limits[0]) | (keys > limits[1])].sum())
-
-    def to_json(self) -> dict[str, object]:
-        """Plain values. Of classes and videos the numbers and the twenty most drawn."""
-        counts = ("folders", "read", "missing", "unfinished", "plain", "pictures", "negatives", "grown")
-        return {
-            "path": str(self.path),
-            **{name: getattr(self, name) for name in (*counts, "same_frame", "retried")},
-            "damaged": self.folders - self.read,
-            "problems": [{"path": one.path, "message": one.message} for one in self.problems],
-            "requested": self.requested,
-            "drawn": {name: count / self.read for name, count in self.sources.most_common()},
-            "failures": dict(self.failures),
-            "rejections": dict(self.rejections.most_common()),
-            "classes": {"count": len(self.classes), "most": _most(self.classes)},
-            "videos": {"count": len(self.videos), "most": _most(self.videos)},
-            "gaps": {str(place): one.to_json() for place, one in sorted(self.gaps.items())},
-            "numbers": {name: one.to_json() for name, one in self.numbers.items() if one.count},
-            "shares": {name: part / total for name, (part, total) in self.shares.items() if total},
-        }
-
-    @property
-    def _identity(self) -> dict[str, Any]:
-        return dict((self.manifest or {}).get("identity", {}))
-
-
-@dataclass(kw_only=True)
-class _Facts:
-    """What one sequence adds."""
-
-    source: str
-    category: str
-    video: str = ""
-    is_plain: bool = False
-    is_video: bool
-    positive: bool = True
-    growth: int = 0
-    reasons: list[str] = field(default_factory=list)
-    gaps: dict[int, list[float]] = field(default_factory=dict)
-    numbers: dict[str, list[float]] = field(default_factory=dict)
-    centres: dict[str, np.ndarray] = field(default_factory=dict)
-    shares: dict[str, tuple[int, int]] = field(default_factory=dict)
-
-
-def statistics(saved_dir: Path | str) -> SequenceStatistics:
-    """Reads a folder of saved sequences. One that is damaged is counted and listed, and the rest goes on.
-
-    Raises:
-        SourceNotFound: there is no saved sequence.
-        StoreCorrupt: the folder's own `sequences.json` is damaged.
-    """
-    path = Path(saved_dir)
-    names = require_sequences(path)
-    found = SequenceStatistics(path=path, manifest=read_manifest(path), folders=len(names))
-    for name in names:
-        try:
-            facts = _facts(path / name)
-        except (SourceNotFound, BadData) as error:
-            _list(found, path / name, f"{type(error).__name__}: {error}")
-            continue
-        _count(found, facts)
-    known = set(names)
-    for name in sorted(_listed(path) - known):
-        found.missing += 1
-        _list(found, path / name, "is named in a list of saved paths, and is not there")
-    found.unfinished = sum(1 for _ in path.glob(f"{TEMPORARY}*"))
-    found.failures = _failures(path, {name.rpartition("_")[0].rpartition("_")[0] for name in names})
-    return found
-
-
 def gap_range(
     mode: str, max_gap: int | Sequence[int], place: int, *, last: int, is_sorted: bool = False
 ) -> tuple[float, float]:
@@ -188,16 +106,9 @@ def gap_range(
         last: number of the last template.
         is_sorted: templates ascend (order="odtrack"), so that the base frame of causal comes last.
     """
-    if mode == "causal":
-        assert isinstance(max_gap, int)
-        return (1, max_gap - 1) if place == (last if is_sorted else 0) else (2, 2 * max_gap - 1)
-    if mode == "interval":
-        assert isinstance(max_gap, int)
+    if isinstance(max_gap, int):
+        if mode == "causal":
+            return (1, max_gap - 1) if place == (last if is_sorted else 0) else (2, 2 * max_gap - 1)
         is_base = place == 0 and not (is_sorted and last)
         return (-max_gap, max_gap - 1) if is_base else (1 - 2 * max_gap, 2 * max_gap - 1)
-    if not place:
-        return -inf, inf
-    assert not isinstance(max_gap, int)
-    return 1 - max_gap[place - 1], max_gap[place - 1]
-
-
+    return (1 - max_gap[place - 1], max_gap[place - 1]) if place else (-inf, inf)

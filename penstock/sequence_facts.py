@@ -10,6 +10,7 @@ import numpy as np
 from penstock.errors import BadData
 from penstock.geometry.boxes import clip_boxes_xywh
 from penstock.sequence_folder import ROLES, boxes_from_json, load_provenance, load_sequence
+from penstock.stages.sequence_record import HISTORIES
 
 
 @dataclass(kw_only=True)
@@ -40,9 +41,15 @@ def read_facts(folder: Path) -> Facts:
     metadata, _ = load_sequence(folder)
     provenance = load_provenance(folder)
     try:
-        return _of_draw(metadata, provenance) if "search" in provenance else _of_plain(metadata)
+        facts = _of_draw(provenance) if "record" in provenance else _of_plain(metadata)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise BadData(f"{folder}: metadata and provenance are not as penstock writes them: {error!r}") from error
+    odd = [name for name, values in facts.numbers.items() if not np.isfinite(values).all()]
+    if odd:
+        raise BadData(
+            f"{folder}: {', '.join(odd)}: expected boxes and pictures of finite, positive size in provenance.json"
+        )
+    return facts
 
 
 def _of_plain(metadata: Mapping[str, Any]) -> Facts:
@@ -58,28 +65,28 @@ def _of_plain(metadata: Mapping[str, Any]) -> Facts:
     )
 
 
-def _of_draw(metadata: Mapping[str, Any], provenance: Mapping[str, Any]) -> Facts:
-    template, search = provenance["template"], provenance["search"]
-    positive, is_video = bool(provenance["positive"]), bool(metadata["is_video_dataset"])
+def _of_draw(provenance: Mapping[str, Any]) -> Facts:
+    record, origin = provenance["record"], provenance["origin"]
+    positive, is_video = bool(record["positive"]), bool(record["is_video"])
     facts = Facts(
-        source=str(provenance["source"]),
-        category=str(metadata["test_class"]),
-        video=str(provenance["sequence"]),
+        source=str(record["source"]),
+        category=str(record["category"]),
+        video=str(record["sequence"]),
         is_video=is_video,
         positive=positive,
-        growth=int(provenance["gap"]),
+        growth=int(record["gap"]),
         reasons=[str(one["reason"]) for one in provenance["rejections"]],
-        gaps=_gaps({"template": template["rows"], "search": search["rows"]}) if is_video and positive else {},
+        gaps=_gaps({role: origin[role]["rows"] for role in ROLES}) if is_video and positive else {},
     )
-    facts.numbers = {"growth": [float(provenance["gap"])], "attempts": [float(provenance["attempts"])]}
-    for role, frames in (("template", template), ("search", search)):
-        flags = np.asarray(frames["visible"], bool)
+    facts.numbers = {"growth": [float(record["gap"])], "attempts": [float(record["attempts"])]}
+    for role in ROLES:
+        flags = np.asarray(record[f"{role}_visible"], bool)
         facts.shares[f"{role} frames visible"] = int(flags.sum()), len(flags)
         if role == "template" or positive:
-            _add_boxes(facts, role, boxes_from_json(frames["boxes"], role), frames)
-    _add_histories(facts, [provenance["backward"], provenance["forward"]])
-    if provenance["crop"] is not None:
-        _add_crops(facts, provenance["crop"], search, positive=positive)
+            _add_boxes(facts, role, origin[role], np.asarray(record[f"{role}_valid"], bool))
+    _add_histories(facts, record, origin)
+    if "search_affine" in record:
+        _add_crops(facts, record, origin["search"]["image_hw"])
     return facts
 
 
@@ -90,8 +97,9 @@ def _gaps(rows: Mapping[str, Sequence[int]]) -> dict[int, list[float]]:
     }
 
 
-def _add_boxes(facts: Facts, role: str, boxes: np.ndarray, frames: Mapping[str, Any]) -> None:
-    fits = np.asarray(frames["valid"], bool) & (boxes[:, 2:] > 0).all(axis=1)
+def _add_boxes(facts: Facts, role: str, frames: Mapping[str, Any], valid: np.ndarray) -> None:
+    boxes = boxes_from_json(frames["boxes"], role)
+    fits = valid & _has_area(boxes)
     sizes = np.asarray(frames["image_hw"], np.float64).reshape(-1, 2)[fits][:, ::-1]
     boxes = boxes[fits]
     centres = (boxes[:, :2] + boxes[:, 2:] / 2) / sizes
@@ -102,43 +110,53 @@ def _add_boxes(facts: Facts, role: str, boxes: np.ndarray, frames: Mapping[str, 
         facts.numbers["search x"], facts.numbers["search y"] = centres.T.tolist()
 
 
-def _add_histories(facts: Facts, histories: Sequence[Mapping[str, Any]]) -> None:
+def _has_area(boxes: np.ndarray) -> np.ndarray:
+    """(N,) bool: four finite numbers, w and h above 0."""
+    found: np.ndarray = np.isfinite(boxes).all(axis=1) & (boxes[:, 2:] > 0).all(axis=1)
+    return found
+
+
+def _add_histories(facts: Facts, record: Mapping[str, Any], origin: Mapping[str, Any]) -> None:
     """Flags of the steps, and the motion from step to step of both histories together."""
-    flags = {name: [np.asarray(one[name], bool) for one in histories] for name in ("visible", "valid", "padded")}
-    for name, visible, padded in zip(("backward", "forward"), flags["visible"], flags["padded"], strict=True):
+    flags = {
+        field: [np.asarray(record[f"{name}_{field}"], bool) for name in HISTORIES]
+        for field in ("visible", "valid", "padded")
+    }
+    for name, visible, padded in zip(HISTORIES, flags["visible"], flags["padded"], strict=True):
         facts.shares[f"{name} steps padded"] = int(padded.sum()), len(padded)
         facts.shares[f"{name} steps visible, of those not padded"] = (
             int((visible & ~padded).sum()),
             int((~padded).sum()),
         )
-    visible, valid, padded = (np.concatenate(flags[name]) for name in ("visible", "valid", "padded"))
-    boxes = np.concatenate([boxes_from_json(one["boxes"], "history") for one in histories])[~padded]
-    time = np.concatenate([np.array(one["time"], np.float64) for one in histories])[~padded]
-    seen = (visible & valid)[~padded] & np.isfinite(boxes).all(axis=1) & (boxes[:, 2:] > 0).all(axis=1)
+    kept = ~np.concatenate(flags["padded"])
+    boxes = np.concatenate([boxes_from_json(origin[name]["boxes"], name) for name in HISTORIES])[kept]
+    time = np.concatenate([np.array(record[f"{name}_time"], np.float64) for name in HISTORIES])[kept]
+    seen = (np.concatenate(flags["visible"]) & np.concatenate(flags["valid"]))[kept] & _has_area(boxes)
     seconds = np.diff(time)
-    both = seen[1:] & seen[:-1] & (seconds > 0)
-    facts.shares["pairs of steps with a known time between them"] = int(both.sum()), int((seen[1:] & seen[:-1]).sum())
+    pairs = seen[1:] & seen[:-1]
+    timed = pairs & (seconds > 0)
+    facts.shares["pairs of visible steps with a known time"] = int(timed.sum()), int(pairs.sum())
     centres, sides = boxes[:, :2] + boxes[:, 2:] / 2, np.sqrt(boxes[:, 2:].prod(axis=1))
     with np.errstate(divide="ignore", invalid="ignore"):
         speed = np.hypot(*np.diff(centres, axis=0).T) / sides[:-1] / seconds
         change = np.log2(sides[1:] / sides[:-1]) / seconds
-    facts.numbers["speed"], facts.numbers["scale change"] = speed[both].tolist(), change[both].tolist()
+    facts.numbers["speed"], facts.numbers["scale change"] = speed[timed].tolist(), change[timed].tolist()
 
 
-def _add_crops(facts: Facts, crop: Mapping[str, Any], search: Mapping[str, Any], *, positive: bool) -> None:
-    inner = crop["search"]
-    windows = boxes_from_json(inner["crop_box"], "crop_box")
-    areas = [
-        1 - clip_boxes_xywh(window, (int(hw[0]), int(hw[1])))[2:].prod() / window[2:].prod()
-        for window, hw in zip(windows, search["image_hw"], strict=True)
+def _add_crops(facts: Facts, record: Mapping[str, Any], sizes_hw: Sequence[Sequence[int]]) -> None:
+    windows, affines = boxes_from_json(record["search_crop_box"], "search_crop_box"), record["search_affine"]
+    parts = [
+        1 - clip_boxes_xywh(window, (int(height), int(width)))[2:].prod() / window[2:].prod()
+        for window, (height, width) in zip(windows, sizes_hw, strict=True)
     ]
-    facts.numbers["outside"] = [float(area) for area in areas]
-    facts.shares["sequences gray"] = int(crop["gray"]), 1
-    facts.shares["sequences mirrored as a whole"] = int(crop["joint_flip"]), 1
-    facts.shares["search crops mirrored on their own"] = sum(inner["flip"]), len(inner["flip"])
-    boxes = boxes_from_json(inner["boxes"], "search") / float(inner["size"])
-    boxes = boxes[np.isfinite(boxes).all(axis=1)]
-    if positive:
+    facts.numbers["outside"] = [float(part) for part in parts]
+    facts.shares["sequences gray"] = int(record["gray"]), 1
+    facts.shares["sequences mirrored as a whole"] = int(record["joint_flip"]), 1
+    facts.shares["search crops mirrored on their own"] = sum(record["search_flip"]), len(record["search_flip"])
+    if facts.positive:
+        side = abs(np.asarray(affines, np.float64)[:, :1, 0]) * windows[:, 2:3]
+        boxes = boxes_from_json(record["search_boxes"], "search_boxes") / side
+        boxes = boxes[np.isfinite(boxes).all(axis=1)]
         facts.centres["crop"] = boxes[:, :2] + boxes[:, 2:] / 2
         facts.numbers["crop size"] = np.sqrt(boxes[:, 2:].prod(axis=1)).tolist()
         facts.numbers["crop x"], facts.numbers["crop y"] = facts.centres["crop"].T.tolist()

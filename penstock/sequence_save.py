@@ -101,7 +101,11 @@ def save_sequences(
             on_progress=on_progress,
             stop=stop,
         )
-        job.run()
+        try:
+            job.run()
+        except OutputFull:
+            sink.flush()
+            raise
         report.notes["rejected"] = sink.rejections()
     except OutputFull:
         raise
@@ -148,6 +152,7 @@ class SaveSequences:
         self._given = None if sources is None else list(sources)
         self._samples: TrackSamples | None = None
         self._tracking: Tracking | None = None
+        self._schema = Schema([])
         self._recipe: str | None = None
 
     def __getstate__(self) -> dict[str, object]:
@@ -169,6 +174,7 @@ class SaveSequences:
         tables = track_tables(sources)
         self._tracking = open_tracking(config, tables, weights)
         self._samples = TrackSamples(sources, tables)
+        self._schema = self.saved_schema()
         recipe = self._digest()
         if self._recipe not in (None, recipe):
             raise UsageError(
@@ -263,7 +269,7 @@ class SaveSequences:
                 "rejections": rejections,
                 "pictures": save.pictures,
                 "image_format": save.image_format,
-                "record": record_to_json(record, self.saved_schema()),
+                "record": record_to_json(record, self._schema),
                 "origin": origin_of(sample),
             },
             pictures=self._pictures(sample, cropped) if save.save_images else {},

@@ -6,7 +6,9 @@ DIR/.penstock/sequences.json      recipe and timestamp
 DIR/.penstock/_failures.jsonl     one line for each failure
 """
 
+import os
 import shutil
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -26,17 +28,19 @@ from penstock.sequence_folder import (
     SIDE,
     TEMPORARY,
     TIMESTAMP,
+    flush_folders,
     in_order,
     load_provenance,
     read_manifest,
     saved_folders,
-    write_folder,
+    write_aside,
 )
 from penstock.source import Candidate
 from penstock.store.claims import Claim
 from penstock.store.commit import Admission, Commit, failure_line
 from penstock.store.disk import Disk
 from penstock.store.layout import Layout
+from penstock.store.sink import COMMIT_BYTES, COMMIT_SECONDS
 from penstock.store.write import Encoded, RowWriter, Ticket, Written
 
 FAILURES = "_failures.jsonl"
@@ -55,17 +59,17 @@ class FolderWriter(RowWriter):
         return {name: np.asarray(content) for name, content in record.items()}
 
     def write_rows(self, folder: Path, position: int, rows: Sequence[Encoded]) -> list[Written]:
-        """Writes one folder for each record, from the number `position` on.
+        """Writes one folder for each record, aside, from the number `position` on; the sink puts it in its place.
 
         Raises:
             OutputFull: no room; nothing is left of the folder at hand.
         """
         written = []
         for number, files in enumerate(rows, position):
-            path = folder / folder_name(number, self.timestamp)
             contents = {name: content.tobytes() for name, content in files.items()}
-            size = write_folder(self.disk, path, contents, again=True)
-            written.append(Written(sums=(), files=(str(path),), size=size))
+            fresh = write_aside(self.disk, folder / folder_name(number, self.timestamp), contents)
+            size = sum(len(content) for content in contents.values())
+            written.append(Written(sums=(), files=(str(fresh),), size=size))
         return written
 
 
@@ -116,6 +120,8 @@ class SequenceSink:
                 self._create(provenance, schema)
             for left in path.glob(f"{TEMPORARY}*"):
                 shutil.rmtree(left)
+            self._pending: list[Path] = []
+            self._pending_bytes, self._last_flush = 0, time.monotonic()
             self._done = set(saved_folders(path))
             self._failed = self._known_failures()
             undo.pop_all()
@@ -139,9 +145,12 @@ class SequenceSink:
         return None
 
     def commit(self, commit: Commit) -> None:
-        """Counts a folder that was written; notes a failure, flushed."""
+        """Takes a folder that was written aside; notes a failure, flushed."""
         if commit.written is not None:
-            self._done.add(Path(commit.written.files[0]).name)
+            self._pending.append(Path(commit.written.files[0]))
+            self._pending_bytes += commit.written.size
+            if self._pending_bytes >= COMMIT_BYTES or time.monotonic() - self._last_flush >= COMMIT_SECONDS:
+                self.flush()
             return
         line = orjson.dumps(failure_line(commit), option=orjson.OPT_APPEND_NEWLINE)
         path = self.side / FAILURES
@@ -149,10 +158,19 @@ class SequenceSink:
         self.disk.sync(path)
 
     def flush(self) -> None:
-        """Each folder was flushed when it was written."""
+        """Puts the folders taken in their places, their files flushed before, their names after."""
+        flush_folders(self.disk, self._pending)
+        for fresh in self._pending:
+            name = fresh.name.removeprefix(TEMPORARY)
+            os.rename(fresh, self.path / name)
+            self._done.add(name)
+        if self._pending:
+            self.disk.sync_directory(self.path)
+        self._pending, self._pending_bytes, self._last_flush = [], 0, time.monotonic()
 
     def close(self, *, complete: bool) -> None:
-        """Writes the list of paths, in order."""
+        """Flushes, and writes the list of paths, in order."""
+        self.flush()
         lines = "".join(f"{self.path / name}\n" for name in in_order(self._done))
         if lines:
             self.disk.replace(self.path / f"saved_paths_{self.timestamp}.txt", lines.encode())

@@ -87,8 +87,8 @@ class SequenceStatistics:
         """Share of each source as the recipe wants it, summing to 1; empty if there is no recipe."""
         identity = self._identity
         found: Counter[str] = Counter()
-        for (name, _), share in zip(identity.get("sources", []), identity.get("shares", []), strict=True):
-            found[name] += share
+        for source, share in zip(identity.get("sources", {}).values(), identity.get("shares", []), strict=True):
+            found[source["name"]] += share
         total = sum(found.values())
         return {name: share / total for name, share in found.items()}
 
@@ -139,6 +139,31 @@ class SequenceStatistics:
     @property
     def _identity(self) -> dict[str, Any]:
         return dict((self.manifest or {}).get("identity", {}))
+
+
+def statistics(saved_dir: Path | str) -> SequenceStatistics:
+    """Reads a folder of saved sequences. One that is damaged is counted and listed, and the rest goes on.
+
+    Raises:
+        SourceNotFound: there is no saved sequence.
+        StoreCorrupt: `sequences.json` or the list of failures in `.penstock` is damaged.
+    """
+    path = Path(saved_dir)
+    names = require_sequences(path)
+    found = SequenceStatistics(path=path, manifest=read_manifest(path), folders=len(names))
+    for name in names:
+        try:
+            facts = read_facts(path / name)
+        except (SourceNotFound, BadData) as error:
+            _list(found, path / name, f"{type(error).__name__}: {error}")
+            continue
+        _count(found, facts)
+    for name in sorted(_listed(path) - set(names)):
+        found.missing += 1
+        _list(found, path / name, "is named in a list of saved paths, and is not there")
+    found.unfinished = sum(1 for _ in path.glob(f"{TEMPORARY}*"))
+    found.failures = _failures(path, {name.rpartition("_")[0].rpartition("_")[0] for name in names})
+    return found
 
 
 def _count(found: SequenceStatistics, facts: Facts) -> None:

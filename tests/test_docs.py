@@ -22,6 +22,7 @@ import penstock
 from penstock import errors
 from penstock.cli import main
 from penstock.testing import make_sa1b_tar
+from tests.readers.test_coco_panoptic import write_coco_panoptic
 
 ROOT = Path(__file__).parents[1]
 GENERATED = ROOT / "docs" / "cli.md"
@@ -94,6 +95,7 @@ MATERIAL: dict[str, Callable[[Path], object]] = {
     "small.tar": lambda path: make_sa1b_tar(path, 8, **SMALL),
     "bad.tar": damaged_tar,
     "original_set": original_set,
+    "coco_small": write_coco_panoptic,
 }
 """What the pages' commands are run on: a name in a page -> what makes it."""
 
@@ -158,7 +160,8 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Path], 
             MATERIAL[name](store / name)
         if (store / name).is_dir():
             shutil.copytree(store / name, folder / name)
-            shutil.copy((store / name).with_suffix(".tar"), folder)
+            if (store / name).with_suffix(".tar").exists():  # what it was made from
+                shutil.copy((store / name).with_suffix(".tar"), folder)
         else:
             shutil.copy(store / name, folder / name)
 

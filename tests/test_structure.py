@@ -22,12 +22,22 @@ LAYERS = [
     ["schema", "report", "geometry"],
     ["source", "store", "samplers", "registry", "settings", "draws", "tracking"],
     ["readers", "models", "exporters", "loader", "buffers", "feed", "fill"],
-    ["stages", "check", "check_boxes", "check_ledger", "check_v1", "check_values", "repair", "repair_boxes", "search", "describe", "doctor", "doctor_machine", "doctor_verdict"],
-    ["jobs", "work", "launch", "train", "convert"],
-    ["viewer", "cli", "cli_common", "cli_data", "compat", "testing", "testing_contracts", "recipes", "progress", "report_page", "__main__"],
+    ["stages", "check", "repair", "search", "describe", "doctor", "track"],
+    ["jobs", "work", "launch", "train", "convert", "sequence", "saved"],
+    ["viewer", "cli", "compat", "testing", "recipes", "progress", "report_page", "sequence_report", "__main__"],
 ]
-"""DESIGN.md section 5: a module imports from its own layer and from those before it."""
+"""DESIGN.md section 5: a module imports from its own layer and from those before it. `check_boxes` lies with `check`."""
 LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}
+
+
+def layer_of(name: str) -> int:
+    """The layer of a module at the top, by its name or by the first word of it.
+
+    Raises:
+        KeyError: it has none.
+    """
+    return LAYER_OF[name] if name in LAYER_OF else LAYER_OF[name.partition("_")[0]]
+
 
 APART = {
     "jobs": {"readers", "models", "stages", "check"},
@@ -85,12 +95,13 @@ def functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]
 
 
 def test_every_module_has_a_layer() -> None:
-    assert {top(module) for module in MODULES} - {""} <= set(LAYER_OF)
+    for name in {top(module) for module in MODULES} - {""}:
+        layer_of(name)
 
 
 def test_no_layer_imports_a_higher_one() -> None:
     edges = [(top(module), top(used)) for module, path in MODULES.items() for used in imported(path)]
-    upward = {(left, right) for left, right in edges if left and right and LAYER_OF[left] < LAYER_OF[right]}
+    upward = {(left, right) for left, right in edges if left and right and layer_of(left) < layer_of(right)}
     apart = {(left, right) for left, right in edges if right in APART.get(left, set())}
     none_of([*upward, *apart])
 

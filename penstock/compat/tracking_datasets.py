@@ -85,7 +85,7 @@ class OriginalDataset:
         sequence = self._sequence(row)
         frame = row - int(self._table.starts[sequence])
         images, annotations, _ = self.dataset.get_frames(sequence, [frame], self._info(sequence))
-        if not len(images):
+        if not len(images) or images[0] is None:
             raise BadData(f"{self._key(row)}: get_frames gave no picture")
         record: Record = {
             "image": np.asarray(images[0]),

@@ -222,7 +222,7 @@ def mirror_pixels(pixels: np.ndarray) -> np.ndarray:
 
 
 def brighten(pixels: np.ndarray, factor: float) -> np.ndarray:
-    """uint8 values times a factor of 0 and more, rounded and clipped to 0..255: a copy of the same shape."""
+    """(H, W) or (H, W, C) uint8 times a factor of 0 and more, rounded and clipped to 0..255: a copy."""
     table = np.clip(np.rint(np.arange(256) * factor), 0, 255).astype(np.uint8)
     return np.asarray(cv2.LUT(pixels, table))
 
