@@ -4,22 +4,20 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
-from penstock import __version__, cli_data
+from penstock import __version__, cli_data, cli_sequence
 from penstock.cli_common import FAULT, MISUSE, OK, Flag, Json
-from penstock.errors import BadData, BudgetExceeded, PenstockError, RowError, StoreError, UsageError
-from penstock.report import Report, dump_json
+from penstock.cli_job import run_job
+from penstock.errors import BadData, PenstockError, RowError, UsageError
+from penstock.report import dump_json
 
 if TYPE_CHECKING:
-    from penstock.progress import Progress
+    pass
 
 _STDIN = "<standard input>"
 
@@ -36,6 +34,7 @@ app.command(cli_data.info)
 app.command(cli_data.listed, name="list")
 app.command(cli_data.settings)
 app.command(cli_data.doctor)
+app.command(cli_sequence.sequence)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -153,7 +152,9 @@ def convert_sa1b_tar(
         print(dump_json(plan) if json else f"{output_dir}: {rows}, {plan['reasons']}, {plan['bytes_to_write']} bytes, "
               f"about {plan['seconds_estimate']} s on {plan['workers']} workers")  # fmt: skip
         return OK
-    return _job(lambda progress, stop: run(config, on_progress=progress, stop=stop), output_dir, quiet=quiet, json=json)
+    return run_job(
+        lambda progress, stop: run(config, on_progress=progress, stop=stop), output_dir, quiet=quiet, json=json
+    )
 
 
 @app.command
@@ -222,75 +223,6 @@ def repair(
         for name, value in content.items():
             print(f"  {name}: {value}")
     return OK
-
-
-def _job(
-    run: "Callable[[Callable[[Report], None], Callable[[], str]], Report]", output: Path, *, quiet: bool, json: bool
-) -> int:
-    """Runs a job with progress and signals; prints its report; gives the exit code."""
-    from penstock.progress import Progress
-    from penstock.report_page import save_report
-
-    caught: list[signal.Signals] = []
-    latest: list[Report] = []
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        caught.append(signal.Signals(number))
-        if len(caught) > 1:
-            os._exit(128 + number)
-        print(f"{caught[0].name}: finishing the rows in hand; once more stops at once", file=sys.stderr)
-
-    def on_progress(report: Report, progress: "Progress") -> None:
-        latest[:] = [report]
-        progress.job(report)
-
-    problem = ""
-    with _handling(on_signal):
-        try:
-            with Progress(quiet=quiet or json) as progress:
-                report = run(lambda report: on_progress(report, progress), lambda: caught[0].name if caught else "")
-        except (BudgetExceeded, StoreError) as error:
-            if not latest:
-                raise
-            report, problem = replace(latest[0]), str(error)
-            report.interrupted = report.interrupted or type(error).__name__
-            report.notes["error"] = problem
-        try:
-            save_report(report, output)
-        except OSError as error:  # a full disk, say: the counts are printed all the same
-            report.report = ""
-            print(f"penstock: no report could be written: {error}", file=sys.stderr)
-        print(dump_json(report.to_json()) if json else report.summary(), flush=True)
-        if not json:
-            _explain(report, problem)
-    return 128 + caught[0] if caught else report.exit_code
-
-
-@contextmanager
-def _handling(on_signal: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """SIGINT and SIGTERM call this while the job runs and its report is written."""
-    previous = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-def _explain(report: Report, problem: str) -> None:
-    for failure in report.failures:
-        print(f"  failed: {failure.key}: {failure.error}: {failure.message}", file=sys.stderr)
-    if sum(report.reasons.values()) > len(report.failures):
-        print(f"  ... {dict(report.reasons)}; all are in _failures.jsonl", file=sys.stderr)
-    for fault in report.problems:
-        print(f"  input: {fault['path']}: {fault['message']}", file=sys.stderr)
-    for name in ("held", "changed", "repeated", "ignored_members", "unreadable_first"):
-        if report.notes.get(name):
-            print(f"  {name.replace('_', ' ')}: {report.notes[name]}", file=sys.stderr)
-    if problem:
-        print(f"  stopped: {problem}", file=sys.stderr)
-    if report.report:
-        print(f"  report: {report.report}", file=sys.stderr)
 
 
 def _complain(error: PenstockError, arguments: Sequence[str], code: int) -> int:

@@ -86,13 +86,13 @@ def differences(
     first: Mapping[str, object], second: Mapping[str, object], start: str = ""
 ) -> list[tuple[str, str, str]]:
     """Settings of two recipes that are not the same: name, and both values."""
-    found = []
+    found: list[tuple[str, str, str]] = []
     for name in sorted({*first, *second}):
         one, other = first.get(name), second.get(name)
         if isinstance(one, dict) and isinstance(other, dict):
             found += differences(one, other, f"{start}{name}.")
         elif one != other:
-            found.append((f"{start}{name}", *("-" if value is None else str(value) for value in (one, other))))
+            found.append((f"{start}{name}", "-" if one is None else str(one), "-" if other is None else str(other)))
     return found
 
 
@@ -102,7 +102,7 @@ def kolmogorov(distance: float, first: int, second: int) -> float:
     scaled = (effective + 0.12 + 0.11 / effective) * distance
     if scaled < 0.2:
         return 1.0  # the series does not converge there; its sum is 1 to twelve digits
-    total = sum((-1) ** (k - 1) * exp(-2 * (k * scaled) ** 2) for k in range(1, 101))
+    total: float = sum((-1.0) ** (k - 1) * exp(-2 * (k * scaled) ** 2) for k in range(1, 101))
     return min(1.0, max(0.0, 2 * total))
 
 

@@ -101,11 +101,7 @@ def save_sequences(
             on_progress=on_progress,
             stop=stop,
         )
-        try:
-            job.run()
-        except OutputFull:
-            sink.flush()
-            raise
+        job.run()
         report.notes["rejected"] = sink.rejections()
     except OutputFull:
         raise

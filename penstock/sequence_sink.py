@@ -110,6 +110,8 @@ class SequenceSink:
         self.identity: dict[str, Any] = orjson.loads(orjson.dumps(identity))
         check_output(path, self.identity, timestamp)
         self.disk.make_directory(self.side)
+        self._pending: list[Path] = []
+        self._pending_bytes, self._last_flush = 0, time.monotonic()
         self._claim = Claim(self.side)
         self._claim.acquire()
         with ExitStack() as undo:
@@ -120,8 +122,6 @@ class SequenceSink:
                 self._create(provenance, schema)
             for left in path.glob(f"{TEMPORARY}*"):
                 shutil.rmtree(left)
-            self._pending: list[Path] = []
-            self._pending_bytes, self._last_flush = 0, time.monotonic()
             self._done = set(saved_folders(path))
             self._failed = self._known_failures()
             undo.pop_all()
@@ -159,14 +159,15 @@ class SequenceSink:
 
     def flush(self) -> None:
         """Puts the folders taken in their places, their files flushed before, their names after."""
-        flush_folders(self.disk, self._pending)
-        for fresh in self._pending:
+        taken, self._pending, self._pending_bytes = self._pending, [], 0
+        flush_folders(self.disk, taken)
+        for fresh in taken:
             name = fresh.name.removeprefix(TEMPORARY)
             os.rename(fresh, self.path / name)
             self._done.add(name)
-        if self._pending:
+        if taken:
             self.disk.sync_directory(self.path)
-        self._pending, self._pending_bytes, self._last_flush = [], 0, time.monotonic()
+        self._last_flush = time.monotonic()
 
     def close(self, *, complete: bool) -> None:
         """Flushes, and writes the list of paths, in order."""
@@ -176,9 +177,12 @@ class SequenceSink:
             self.disk.replace(self.path / f"saved_paths_{self.timestamp}.txt", lines.encode())
 
     def release(self) -> None:
-        """Gives up the claim. Safe to call twice."""
-        self._claim.release()
-        self.disk.close()
+        """Keeps what is whole, also of a run that failed, and gives up the claim. Safe to call twice."""
+        try:
+            self.flush()
+        finally:
+            self._claim.release()
+            self.disk.close()
 
     @property
     def wants_drain(self) -> bool:

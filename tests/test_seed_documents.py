@@ -4,15 +4,18 @@ One list per document, `tests/seeds/<document>.toml`, is committed; the document
 (`PENSTOCK_SEEDS`, or `../shared/seeds` beside the repository), the list is compared with it: nothing may be missing in
 the list, and nothing in the list may be invented. Kinds of entries:
 
-    path     a file under compat/; with `made`, one that the commands create there; with `given`, the reader's own input
+    path     a file under compat/; with `made`, one that the commands create there, in it `at` where that is not its name;
+             with `given`, the reader's own input
     flag     `of` a command, whose --help lists it
     import   a statement that runs with compat/ as working directory
     name     an object of an `import`, a key of the `config`, or words of `prose`
-    command  runs and exits 0, after `replace` has put in data; `makes` a folder
-    block    a code block that is no command: it `holds` paths, keys or an error, each an entry of its own
+    command  runs and exits 0, after `replace` has put in data; it may make a folder, `makes`
+    block    a code block that is no command: it `holds` paths, keys or an error, each an entry of its own; or it is Python,
+             `code` without comments and without what is not ASCII, and all of a document's run one after another; with
+             `each`, its lines are alternatives, and this stands before each
     error    an exception of the built-in class and with the beginning that the document prints
     size     bytes of a record of a file, and the fields in it
-    key      type, shape and dtype of a key of an item
+    key      type, shape and dtype of a key of an item; or, with `json`, of a file that the commands create: a value `like` this
     figure   claims of speed and size
 
 Any entry may instead say `differs`: a heading of docs/differences.md, as an anchor; with `also_differs` it runs and is
@@ -32,8 +35,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from _pytest.mark import ParameterSet
 
-from penstock.testing import make_sample, write_tar
+from penstock.testing import encode_picture, make_sample, write_tar
 
 ROOT = Path(__file__).parents[1]
 COMPAT = ROOT / "compat"
@@ -54,6 +58,8 @@ class World:
         self.folders: dict[str, Path] = {}
         self.provoke: dict[str, Callable[[], object]] = {}
         self.items: Callable[[], list[Mapping[str, object]]] = list
+        self.prelude = ""
+        """Python that stands before the document's own: its placeholders."""
         self._done: dict[str, subprocess.CompletedProcess[str]] = {}
 
     def run(self, command: str, environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -135,11 +141,63 @@ def binary_dataset(world: World) -> None:
     }
 
 
-WORLDS: dict[str, Callable[[World], None]] = {"binary_dataset": binary_dataset}
+def sequence_saver(world: World) -> None:
+    """One video of 40 small pictures in the layout of LaSOT; what the document's Python leaves to the reader."""
+    video = world.root / "lasot" / "cat" / "cat-1"
+    (video / "img").mkdir(parents=True)
+    for frame in range(40):
+        pixels = np.full((48, 64, 3), 4 * frame, np.uint8)
+        (video / "img" / f"{frame + 1:08d}.jpg").write_bytes(encode_picture(pixels))
+    (video / "groundtruth.txt").write_text("".join(f"{frame + 1},10,12,9\n" for frame in range(40)))
+    for name in ("full_occlusion.txt", "out_of_view.txt"):
+        (video / name).write_text(",".join("0" * 40))
+    world.folders = {name: world.root / name for name in ("lasot", "simple", "real", "example", "code")}
+    world.folders["code"].mkdir()
+    world.prelude = world.fill("""
+import itertools, os, sys
+sys.path.insert(0, os.getcwd())
+os.chdir("{code}")
+from save_sequences_simple import save_sequences_from_sampler
+from lib.train.data.sampler import TimingTrackingSampler
+your_datasets, your_p_datasets = ["lasot:{lasot}"], [1]
+sampler = TimingTrackingSampler(your_datasets, your_p_datasets, 100, 200, 1)
+folders = (f"folder_{number}" for number in itertools.count())
+""")
+
+
+WORLDS: dict[str, Callable[[World], None]] = {"binary_dataset": binary_dataset, "sequence_saver": sequence_saver}
 """Document -> what fills its world."""
 
 
-def entries(*kinds: str) -> list[object]:
+def item_keys(content: Mapping[str, list[Entry]]) -> list[Entry]:
+    """Keys of an item, those of files left out."""
+    return [entry for entry in content.get("key", []) if "type" in entry]
+
+
+def code_of(entry: Entry) -> str:
+    """The Python of a block as it is run; "" of a block that is none or that differs."""
+    code = "" if "differs" in entry else str(entry.get("code", ""))
+    if "each" in entry:
+        return "".join(f"{entry['each']}\n{line}\n" for line in code.strip().splitlines())
+    return code
+
+
+def plain_code(text: str) -> str:
+    """Code without comments, blank lines, and what is not ASCII."""
+    lines = (re.sub(r"\s*#.*", "", line).rstrip() for line in text.splitlines())
+    return "\n".join(line for line in lines if line).encode("ascii", "ignore").decode()
+
+
+def is_like(value: object, like: object) -> bool:
+    """Of the same type, all through; a whole number is like any number, an empty list like any list."""
+    if isinstance(like, list):
+        return isinstance(value, list) and all(is_like(one, like[0]) for one in value)
+    if isinstance(like, int) and not isinstance(like, bool):
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return type(value) is type(like)
+
+
+def entries(*kinds: str) -> list[ParameterSet]:
     """Parameters: (document, entry) of these kinds that must run."""
     found = []
     for document, content in LISTS.items():
@@ -183,7 +241,7 @@ def test_path(worlds: Mapping[str, World], document: str, entry: Entry) -> None:
         assert world.folders[str(entry["given"])].name == Path(str(entry["name"])).name
         return
     folder = world.made(str(entry["made"])) if "made" in entry else COMPAT
-    assert (folder / str(entry["name"])).exists()
+    assert (folder / str(entry.get("at", entry["name"]))).exists()
 
 
 @pytest.mark.parametrize(("document", "entry"), entries("flag"))
@@ -207,8 +265,28 @@ def test_import_or_name(worlds: Mapping[str, World], document: str, entry: Entry
 
 @pytest.mark.parametrize(("document", "entry"), entries("command"))
 def test_command(worlds: Mapping[str, World], document: str, entry: Entry) -> None:
-    made = worlds[document].made(str(entry["makes"]))
-    assert any(made.iterdir())
+    if "makes" in entry:
+        assert any(worlds[document].made(str(entry["makes"])).iterdir())
+    else:
+        done = worlds[document].run(printed(entry), entry.get("environment"))  # type: ignore[arg-type]  # a table
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("document", [name for name, content in LISTS.items() if any(map(code_of, content["block"]))])
+def test_code(worlds: Mapping[str, World], document: str) -> None:
+    pytest.importorskip("torch", reason="the seeds' datasets need torch")
+    world = worlds[document]
+    code = "\n".join([world.prelude, *(code_of(entry) for entry in LISTS[document]["block"])])
+    done = subprocess.run([sys.executable, "-c", code], cwd=COMPAT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(("document", "entry"), [one for one in entries("key") if "json" in one.values[1]])
+def test_key_of_a_file(worlds: Mapping[str, World], document: str, entry: Entry) -> None:
+    content = json.loads((worlds[document].made(str(entry["made"])) / str(entry["json"])).read_bytes())
+    listed = [one["name"] for one in LISTS[document]["key"] if one.get("json") == entry["json"]]
+    assert list(content) == listed
+    assert is_like(content[entry["name"]], entry["like"])
 
 
 @pytest.mark.parametrize(("document", "entry"), entries("error"))
@@ -237,14 +315,14 @@ def test_size(worlds: Mapping[str, World], document: str, entry: Entry) -> None:
         assert field.dtype == entry["dtype"]
 
 
-@pytest.mark.parametrize("document", [name for name, content in LISTS.items() if "key" in content])
+@pytest.mark.parametrize("document", [name for name, content in LISTS.items() if item_keys(content)])
 def test_keys(worlds: Mapping[str, World], document: str) -> None:
     torch = pytest.importorskip("torch", reason="the seeds' datasets need torch")
     types = {"torch.Tensor": torch.Tensor, "np.ndarray": np.ndarray}
     counts = set()
     for item in worlds[document].items():
         bound: set[int] = set()
-        for entry in LISTS[document]["key"]:
+        for entry in item_keys(LISTS[document]):
             value = item[entry["name"]]
             assert type(value) is types.get(entry["type"], getattr(builtins, entry["type"], None)), entry["name"]
             if "shape" in entry:
@@ -269,9 +347,12 @@ def test_list_covers_the_document_and_invents_nothing(document: str) -> None:
     paths = named["path"] | short
     blocks = [strip_block(block) for block in re.findall(r"```\w*\n(.*?)```", text, re.DOTALL)]
     commands = {one_line(entry["text"]) for entry in content.get("command", [])}
-    starts = {entry["starts"] for entry in content.get("block", [])}
+    starts = {entry["starts"] for entry in content.get("block", []) if "starts" in entry}
+    codes = {plain_code(entry["code"]) for entry in content.get("block", []) if "code" in entry}
     for block in blocks:
-        assert one_line(block) in commands or block.splitlines()[0] in starts, f"code block not in the list:\n{block}"
+        is_listed = one_line(block) in commands or block.splitlines()[0] in starts or plain_code(block) in codes
+        assert is_listed, f"code block not in the list:\n{block}"
+    assert codes <= set(map(plain_code, blocks)), "code in the list, but not in the document"
     prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
     known = paths | set().union(*(named[kind] for kind in ("flag", "name", "key")))
     missing = {span for span in re.findall(r"`([^`\n]+)`", prose) if span not in known}
@@ -289,13 +370,13 @@ def test_list_covers_the_document_and_invents_nothing(document: str) -> None:
     assert not {words for words in said if words not in flat}, "in the list, but not in the document"
 
 
-@pytest.mark.parametrize("document", [name for name, content in LISTS.items() if "key" in content])
+@pytest.mark.parametrize("document", [name for name, content in LISTS.items() if item_keys(content)])
 def test_shapes_of_the_list_are_those_of_the_document(document: str) -> None:
     path = SEEDS / LISTS[document]["document"]
     if not path.exists():
         pytest.skip(f"{path} is not there; set PENSTOCK_SEEDS to the folder of the seed documents")
     lines = dict(re.findall(r'^\s*"(\w+)": (.+)$', path.read_text(), re.MULTILINE))
-    for entry in LISTS[document]["key"]:
+    for entry in item_keys(LISTS[document]):
         line = lines[entry["name"]]
         assert line.startswith(f"{entry['type']},")
         if "shape" in entry:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from penstock import sequence_sink
 from penstock.errors import (
     BadData,
     BudgetExceeded,
@@ -148,9 +149,12 @@ def test_same_bytes_on_any_number_of_workers(lasot: Path, tmp_path: Path, save_f
     assert hashes(tmp_path / "0") != hashes(tmp_path / "other")
 
 
-def test_killed_at_every_step_and_resumed_gives_the_same_bytes(lasot: Path, tmp_path: Path) -> None:
+def test_killed_at_every_step_and_resumed_gives_the_same_bytes(
+    lasot: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Forked children that kill themselves: before, or in the middle of, each operation on the disk in turn."""
-    clean = config(lasot, tmp_path / "clean", num_sequences=2)
+    monkeypatch.setattr(sequence_sink, "COMMIT_SECONDS", 0.0)
+    clean = config(lasot, tmp_path / "clean", num_sequences=6, durability="process")
     count = KillDisk(1 << 60)
     save_sequences(clean, disk=count)
     steps = (1 << 60) - count.left
@@ -163,31 +167,45 @@ def test_killed_at_every_step_and_resumed_gives_the_same_bytes(lasot: Path, tmp_
         whole = [path for path in settings.output.glob("seq*") if (path / "provenance.json").exists()]
         assert len(whole) == len(list(settings.output.glob("seq*"))), "a folder is there whole or not at all"
         report = save_sequences(settings)
-        assert (report.done, report.skipped, report.missing) == (2, len(whole), 0)
+        assert (report.done, report.skipped, report.missing) == (6, len(whole), 0)
         assert hashes(settings.output) == expected, f"killed at step {step}"
-    assert killed >= 20
+    assert killed >= 40
 
 
 def _save(settings: SequenceConfig) -> None:
     save_sequences(settings)
 
 
+def _kill_when_busy(settings: SequenceConfig, moment: float) -> bool:
+    """Runs a driver with workers and kills it once it has written something, and a moment later; whether it was alive."""
+    output = settings.output
+    before = set(output.glob("*seq*"))
+    driver = multiprocessing.get_context("spawn").Process(target=_save, args=(settings,))
+    driver.start()
+    deadline = time.monotonic() + 60
+    while driver.is_alive() and set(output.glob("*seq*")) <= before and time.monotonic() < deadline:
+        time.sleep(0.005)
+    time.sleep(moment)
+    was_alive = driver.is_alive()
+    driver.kill()
+    driver.join()
+    return was_alive
+
+
 @pytest.mark.slow
-def test_fifty_kills_of_a_run_with_eight_workers(lasot: Path, tmp_path: Path) -> None:
-    count, rng = 400, random.Random(0)
+def test_eight_workers_and_fifty_kills_give_the_bytes_of_one_worker(
+    lasot: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count, rng = 600, random.Random(0)
     save_sequences(config(lasot, tmp_path / "one", num_sequences=count, workers=1))
-    settings = config(lasot, tmp_path / "killed", num_sequences=count, workers=8, timestamp=STAMP)
+    save_sequences(config(lasot, tmp_path / "eight", num_sequences=count, workers=8))
+    assert hashes(tmp_path / "one") == hashes(tmp_path / "eight")
+    settings = config(lasot, tmp_path / "killed", num_sequences=count, workers=2)
     kills = 0
-    for _ in range(50):
-        driver = multiprocessing.get_context("spawn").Process(target=_save, args=(settings,))
-        driver.start()
-        time.sleep(rng.uniform(1.0, 6.0))
-        kills += driver.is_alive()
-        driver.kill()
-        driver.join()
-        for path in list((tmp_path / "killed").glob("seq*"))[::7]:  # so that there is always something to do
+    while kills < 50:
+        kills += _kill_when_busy(settings, rng.uniform(0, 0.2))
+        for path in list((tmp_path / "killed").glob("seq*"))[:40]:  # so that there is always something to do
             path.rename(tmp_path / f"gone-{kills}-{path.name}")
-    assert kills >= 40
     save_sequences(settings)
     assert hashes(tmp_path / "killed") == hashes(tmp_path / "one")
 
@@ -195,13 +213,7 @@ def test_fifty_kills_of_a_run_with_eight_workers(lasot: Path, tmp_path: Path) ->
 def test_a_killed_driver_with_workers_resumes(lasot: Path, tmp_path: Path) -> None:
     save_sequences(config(lasot, tmp_path / "clean", num_sequences=60))
     settings = config(lasot, tmp_path / "killed", num_sequences=60, workers=2)
-    driver = multiprocessing.get_context("spawn").Process(target=_save, args=(settings,))
-    driver.start()
-    deadline = time.monotonic() + 60
-    while len(list((tmp_path / "killed").glob("*seq*"))) < 5 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    driver.kill()
-    driver.join()
+    assert _kill_when_busy(settings, 0.05)
     assert save_sequences(replace(settings, save=replace(settings.save, workers=0))).exit_code == 0
     assert hashes(tmp_path / "killed") == hashes(tmp_path / "clean")
 

@@ -13,6 +13,8 @@ from penstock.settings.keys import FILE_NAME, KEYS, PREFIX, Settings, nearest
 
 SETTINGS_VARIABLE = "PENSTOCK_SETTINGS"
 """Names the settings file."""
+OTHERS = ("PENSTOCK_SEQUENCE_", "PENSTOCK_TEST_", "PENSTOCK_SEEDS")
+"""How the variables of other configurations begin."""
 DEFAULT = "default"
 """Origin of a value that neither a file nor a variable gives."""
 
@@ -164,5 +166,5 @@ def _expand(value: str, *, base: Path, environ: Mapping[str, str], where: str) -
 def _unknown_variables(environ: Mapping[str, str]) -> Iterable[str]:
     known = {SETTINGS_VARIABLE, *(key.variable for key in KEYS.values())}
     for name in sorted(environ):
-        if name.startswith(PREFIX) and name not in known:
+        if name.startswith(PREFIX) and not name.startswith(OTHERS) and name not in known:
             yield f"the variable {name} is not a setting and changes nothing{nearest(name, known)}"

@@ -1,0 +1,108 @@
+"""The command line of the tracking system: sequences saved, reported, drawn; saved sets exported."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import App, Parameter
+
+from penstock.cli_common import Flag, Json
+from penstock.cli_job import run_job
+
+sequence = App(name="sequence", help="Sampled tracking sequences: save them, look at them.")
+
+Many = Annotated[list[str] | None, Parameter(consume_multiple=True, negative="")]
+
+
+@sequence.command
+def save(
+    *,
+    output: Path | None = None,
+    config: Path | None = None,
+    source: Many = None,
+    weights: Annotated[list[float] | None, Parameter(consume_multiple=True, negative="")] = None,
+    num_sequences: int | None = None,
+    seed: int | None = None,
+    mode: Literal["causal", "interval", "trident", "trident_pro", "stark"] | None = None,
+    max_gap: Annotated[list[int] | None, Parameter(consume_multiple=True, negative="")] = None,
+    num_template: int | None = None,
+    num_search: int | None = None,
+    min_interval: int | None = None,
+    future_steps: int | None = None,
+    pictures: Literal["crops", "raw", "both"] | None = None,
+    image_format: Literal["jpg", "png"] | None = None,
+    save_format: Literal["json", "pickle"] | None = None,
+    save_images: bool | None = None,
+    timestamp: str | None = None,
+    workers: int | None = None,
+    max_failures: str | None = None,
+    retry_failed: Flag = False,
+    quiet: Flag = False,
+    json: Json = False,
+) -> int:
+    """Draw sequences from tracking datasets and save them as folders. Run it again and it does only what is missing.
+
+    Every setting may stand in the configuration, in a variable PENSTOCK_SEQUENCE_NAME, or here; the later goes before.
+
+    Parameters
+    ----------
+    output
+        New or empty folder, or that of an earlier run of the same configuration.
+    config
+        A TOML file: docs/sequence.md lists what it may hold.
+    source
+        Datasets: `lasot:/data/LaSOT?split=train got10k:/data/got10k/train`.
+    weights
+        One for each source: how often it is drawn.
+    num_sequences
+        How many; 100 by default.
+    seed
+        Equal seeds give equal folders.
+    mode
+        How template and search frames are drawn.
+    max_gap
+        Rows between template and search; in trident modes and stark one for each further template.
+    num_template
+        Template frames of a sequence.
+    num_search
+        Search frames of a sequence.
+    min_interval
+        Steps of the history before the search frame.
+    future_steps
+        Steps from the search frame on.
+    pictures
+        `crops` as a network is fed them, `raw` as the source has them, or `both`.
+    image_format
+        `png` is exact.
+    save_format
+        Of metadata and annotations.
+    save_images
+        `--no-save-images` saves boxes and metadata only.
+    timestamp
+        YYYYmmdd_HHMMSS in names and metadata; by default that of the run that began the folder.
+    workers
+        Worker processes; 0 works in this process, -1 takes one per core.
+    max_failures
+        Failures that are still a success: `12`, or `0.5%`.
+    retry_failed
+        Try sequences again that failed before.
+    quiet
+        No progress on stderr.
+    """
+    from penstock.sequence_config import load_config
+    from penstock.sequence_save import save_sequences
+
+    gap = None if not max_gap else max_gap[0] if len(max_gap) == 1 else tuple(max_gap)
+    settings = load_config(
+        config,
+        {
+            "output": output, "sources": tuple(source) if source else None, "weights": tuple(weights) if weights else None,
+            "num_sequences": num_sequences, "seed": seed, "mode": mode, "max_gap": gap, "num_template": num_template,
+            "num_search": num_search, "min_interval": min_interval, "future_steps": future_steps, "pictures": pictures,
+            "image_format": image_format, "save_format": save_format, "save_images": save_images, "timestamp": timestamp,
+            "workers": workers, "max_failures": max_failures, "retry_failed": retry_failed or None,
+        },
+    )  # fmt: skip
+    return run_job(
+        lambda progress, stop: save_sequences(settings, on_progress=progress, stop=stop),
+        settings.output, quiet=quiet, json=json,
+    )  # fmt: skip
