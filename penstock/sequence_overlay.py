@@ -25,6 +25,7 @@ from penstock.sequence_sheet import (
     PAPER,
     PAST,
     SEARCH,
+    SHADOW,
     Shown,
     fitted,
     frame_box,
@@ -171,7 +172,10 @@ def _drawn(shown: Shown, panels: Sequence[_Panel], steps: Sequence[_Step], numbe
     images = []
     for place, panel in enumerate(panels):
         image = panel.image.copy()
-        for step in steps[: number + 1]:
+        drawn = steps[: number + 1]
+        if current is None:
+            drawn = sorted(drawn, key=lambda step: step.kind == "search")  # the first future box is the search frame's
+        for step in drawn:
             is_bold = step is current or (current is None and step.kind == "search")
             _draw_step(image, step, step.boxes[place], bold=is_bold)
         images.append(image)
@@ -227,10 +231,16 @@ def _legend(page: Image.Image, top: int) -> None:
 
 
 def _gif(pictures: Sequence[Image.Image]) -> bytes:
-    palettes = [picture.quantize(128, method=Image.Quantize.MEDIANCUT) for picture in pictures]
+    """One palette for all: of the last picture, and the colours that boxes are drawn in, which are too thin to be in it."""
+    colours = (PAPER, INK, SHADOW, PAST, SEARCH, FUTURE, PADDED)
+    own = [part for colour in colours for part in colour]
+    plain = pictures[-1].quantize(256 - len(colours), method=Image.Quantize.MEDIANCUT)
+    palette = Image.new("P", (1, 1))
+    palette.putpalette((own + (plain.getpalette() or []))[: 3 * 256])
+    mapped = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
     durations = [round(1000 * _SECONDS)] * (len(pictures) - 1) + [round(1000 * _LAST_SECONDS)]
     stream = io.BytesIO()
-    palettes[0].save(stream, "GIF", save_all=True, append_images=palettes[1:], duration=durations, loop=0)
+    mapped[0].save(stream, "GIF", save_all=True, append_images=mapped[1:], duration=durations, loop=0)
     return stream.getvalue()
 
 

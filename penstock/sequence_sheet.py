@@ -192,7 +192,7 @@ def _row(shown: Shown, folder: str) -> list[Image.Image]:
             tiles.append(_tile(shown, role, number, picture=picture, box=boxes[number]))
             if windows is not None:
                 scale = tiles[-1].width / picture.width
-                frame_box(ImageDraw.Draw(tiles[-1]), windows[number] * scale, CROP, width=1, dashed=True)
+                frame_box(ImageDraw.Draw(tiles[-1]), windows[number] * scale, CROP, dashed=True)
     return tiles
 
 

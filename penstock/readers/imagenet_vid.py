@@ -146,7 +146,7 @@ class ImagenetVid(_VidTracks):
             if len(names) > 1:
                 faults.append(f"trackid {target} has classes {some(names)}: the first frame's is taken")
             about = {"size_hw": size_hw, "pictures": len(pictures), "annotations": len(numbers)}
-            yield _track(folder, target, track, broken, pictures, about)
+            yield _track(folder, target, track, broken, pictures=pictures, about=about)
         if faults:
             problems.append(Problem(f"Annotations/VID/{folder}", "BadData", some(faults)))
 
@@ -215,6 +215,7 @@ def _track(
     target: str,
     found: Mapping[int, VidObject],
     broken: Sequence[int],
+    *,
     pictures: np.ndarray,
     about: Mapping[str, object],
 ) -> Track:

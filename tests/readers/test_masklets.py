@@ -56,6 +56,14 @@ class TestMasklets(ReaderTests):
         """Three pairs."""
         return Masklets(self.root)
 
+    def test_one_row_costs_one_picture(self) -> None:
+        """A file holds two pictures under one path: a row costs one, a pair two."""
+        reader = self.make_reader()
+        for rows in ([0], [5], [2, 3]):
+            before = reader.pictures_decoded
+            reader.__getitems__(rows)
+            assert reader.pictures_decoded - before == len(rows)
+
 
 def test_a_pair_is_two_rows_in_rgb(tmp_path: Path) -> None:
     source = Masklets(write_masklets(tmp_path))
@@ -168,9 +176,8 @@ def test_new_files_are_seen_and_wrong_roots_are_told(tmp_path: Path) -> None:
 
 def test_swapped_channels_are_found(tmp_path: Path) -> None:
     for number in range(12):
-        rgb = np.zeros((16, 16, 3), np.uint8)
-        rgb[:] = (60, 60, 60)
-        rgb[: 1 + number] = (180, 120, 70)
+        rgb = np.full((16, 16, 3), 60, np.uint8)
+        rgb[: 5 + 2 * (number // 3)] = ((120, 80, 50), (80, 120, 50), (130, 60, 80))[number % 3]
         (tmp_path / f"masklet_data_{number}.npz").write_bytes(npz({"frame1": rgb[..., ::-1], "mask1": rgb[..., 0]}))
     (tmp_path / "masklet_data_5.npz").write_bytes(b"cut")
     assert Masklets(tmp_path).check_channels().guess == "rgb"
