@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from penstock.errors import PenstockError
+from penstock.geometry.boxes import box_fault
 from penstock.readers.base import Reader
+from penstock.schema import Record
 from penstock.source import Source
 from penstock.store import Store
 
@@ -26,6 +28,9 @@ class Looked:
     """Height and width of the pictures."""
     empty_masks: int = 0
     masks: int = 0
+    boxes: int = 0
+    boxes_outside: int = 0
+    """Boxes of positive size of which nothing lies in the picture."""
     images: list[np.ndarray] = field(default_factory=list)
     """(H, W, 3) uint8, at most 8 of them."""
     picture_bytes: list[int] = field(default_factory=list)
@@ -82,7 +87,15 @@ def look(source: Source, rows: int = SAMPLE) -> Looked:
                 looked.empty_masks += not (np.asarray(value) > 0).any()
         if isinstance(source, Reader):
             looked.picture_bytes += source.picture_bytes(row)
+            _look_at_box(looked, record)
     return looked
+
+
+def _look_at_box(looked: Looked, record: Record) -> None:
+    box, image = record.get("box"), record.get("image")
+    if isinstance(box, np.ndarray) and isinstance(image, np.ndarray) and (box[2:] > 0).all():
+        looked.boxes += 1
+        looked.boxes_outside += bool(box_fault(box, (image.shape[0], image.shape[1])))
 
 
 def sizes(source: Source, looked: Looked) -> dict[str, object]:
@@ -95,6 +108,8 @@ def sizes(source: Source, looked: Looked) -> dict[str, object]:
         found["bytes_per_picture"] = round(sum(looked.picture_bytes) / len(looked.picture_bytes))
     if looked.masks:
         found |= {"masks": looked.masks, "empty_masks": looked.empty_masks}
+    if looked.boxes:
+        found |= {"boxes": looked.boxes, "boxes_outside": looked.boxes_outside}
     return found
 
 

@@ -199,6 +199,9 @@ def _inside(key: Key, source: Source, sample: int) -> Iterator[Verdict]:
         share = f"{looked.empty_masks} of {looked.masks} masks read are empty"
         unlikely = looked.empty_masks == looked.masks
         yield (fail if unlikely else warn)(section, key.name, share, "penstock verify PATH" if unlikely else "")
+    if looked.boxes_outside:
+        message = f"{looked.boxes_outside} of {looked.boxes} boxes read lie outside their pictures"
+        yield warn(section, key.name, message, f"{again}, and look at the corner that boxes count from")
     if len(looked.images) >= 4:
         guess = channel_order(looked.images)
         if guess.guess == "bgr":

@@ -10,6 +10,7 @@ from penstock.errors import BadData, SourceNotFound
 from penstock.geometry.crops import CropWindow, crop_padding
 from penstock.geometry.images import decode_picture
 from penstock.schema import Record, Schema, Value
+from penstock.sequence_check import check_folder
 from penstock.sequence_folder import (
     IMAGES,
     MANIFEST,
@@ -18,7 +19,6 @@ from penstock.sequence_folder import (
     RAW_MASKS,
     ROLES,
     SIDE,
-    check_folder,
     load_provenance,
     picture_name,
     read_manifest,

@@ -8,8 +8,8 @@ import numpy as np
 
 from penstock.sequence_distribution import Distribution
 
-WIDTH, HEIGHT = 380, 190
-LEFT, RIGHT, TOP, BOTTOM = 40, 10, 20, 34
+WIDTH, HEIGHT = 380, 200
+LEFT, RIGHT, TOP, BOTTOM = 40, 10, 32, 34
 _BARS = 40
 _TICKS = 6
 _TAIL = 0.005

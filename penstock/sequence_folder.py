@@ -20,7 +20,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,11 +28,10 @@ import numpy as np
 import orjson
 import xxhash
 
-from penstock.errors import BadData, OutputRefused, SourceNotFound, StoreCorrupt, UsageError
+from penstock.errors import BadData, OutputFull, OutputRefused, SourceNotFound, StoreCorrupt, UsageError
 from penstock.geometry.images import encode_jpeg
 from penstock.readers.plain_pickle import load_plain_pickle
 from penstock.schema import Record, Schema
-from penstock.source import Problem
 from penstock.store.disk import Disk
 from penstock.store.v1 import SIDE as SIDE
 
@@ -173,7 +172,7 @@ def sequence_files(
     }
     sums = {name: [len(content), xxhash.xxh3_128_hexdigest(content)] for name, content in files.items()}
     about = {"version": VERSION, **provenance, "files": sums}
-    files[PROVENANCE] = orjson.dumps({**about, "digest": _digest(about)}, option=_INDENT)
+    files[PROVENANCE] = orjson.dumps({**about, "digest": provenance_digest(about)}, option=_INDENT)
     return files
 
 
@@ -216,11 +215,13 @@ def write_aside(disk: Disk, folder: Path, files: Mapping[str, bytes]) -> Path:
     fresh = folder.with_name(f"{TEMPORARY}{folder.name}")
     shutil.rmtree(fresh, ignore_errors=True)
     try:
-        for parent in sorted({(fresh / name).parent for name in files}):
-            parent.mkdir(parents=True, exist_ok=True)
-        for name, content in files.items():
-            disk.write(fresh / name, content, 0)
-            disk.close(fresh / name)
+        with _full_said(folder):
+            for parent in sorted({(fresh / name).parent for name in files}):
+                parent.mkdir(parents=True, exist_ok=True)
+            for name, content in files.items():
+                (fresh / name).touch()
+                disk.write(fresh / name, content, 0)
+                disk.close(fresh / name)
     except BaseException:
         disk.close()
         shutil.rmtree(fresh, ignore_errors=True)
@@ -234,14 +235,8 @@ def flush_folders(disk: Disk, folders: Sequence[Path]) -> None:
     if not disk.flush or not folders:
         return
     if sys.platform == "linux":
-        descriptor = os.open(folders[0], os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            library = ctypes.CDLL(None, use_errno=True)
-            if library.syncfs(descriptor):
-                number = ctypes.get_errno()
-                raise OSError(number, os.strerror(number), str(folders[0]))
-        finally:
-            os.close(descriptor)
+        with _full_said(folders[0]):
+            _flush_file_system(folders[0])
         return
     for folder in folders:
         for top, _, names in os.walk(folder, topdown=False):
@@ -249,6 +244,30 @@ def flush_folders(disk: Disk, folders: Sequence[Path]) -> None:
                 disk.sync(Path(top, name))
                 disk.close(Path(top, name))
             disk.sync_directory(Path(top))
+
+
+def _flush_file_system(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        library = ctypes.CDLL(None, use_errno=True)
+        if library.syncfs(descriptor):
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), str(folder))
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _full_said(path: Path) -> Iterator[None]:
+    """A full disk is OutputFull; other system errors pass unchanged."""
+    try:
+        yield
+    except OutputFull:
+        raise
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise OutputFull(error.errno, f"{path}: no room left; saved sequences are kept, free some space") from error
 
 
 def saved_format(folder: Path) -> SaveFormat:
@@ -283,28 +302,6 @@ def load_provenance(folder: Path) -> dict[str, Any]:
         BadData: it is damaged.
     """
     return _load(folder / PROVENANCE)
-
-
-def check_folder(folder: Path) -> list[Problem]:
-    """Compares every file of a saved sequence with what its provenance says. Faults are given, never raised."""
-    try:
-        provenance = load_provenance(folder)
-    except (SourceNotFound, BadData) as error:
-        return [Problem(str(folder / PROVENANCE), type(error).__name__, str(error))]
-    problems = []
-    said = provenance.pop("digest", None)
-    if said != _digest(provenance):
-        problems.append(_fault(folder / PROVENANCE, f"its digest is {said}, its content has {_digest(provenance)}"))
-    listed = provenance.get("files")
-    listed = listed if isinstance(listed, dict) else {}
-    for name, sums in listed.items():
-        problems += _check_file(folder / name, sums)
-    there = {str(Path(top, name).relative_to(folder)) for top, _, names in os.walk(folder) for name in names}
-    problems += [
-        _fault(folder / name, "is not among the files that were saved")
-        for name in sorted(there - {*listed, PROVENANCE})
-    ]
-    return problems
 
 
 def saved_folders(path: Path) -> Iterator[str]:
@@ -350,21 +347,8 @@ def require_sequences(path: Path) -> list[str]:
     return names
 
 
-def _check_file(path: Path, sums: object) -> list[Problem]:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        return [_fault(path, f"cannot be read: {error.strerror or error}")]
-    if sums == [len(content), xxhash.xxh3_128_hexdigest(content)]:
-        return []
-    return [_fault(path, f"holds other bytes than were saved: expected size and hash {sums}, got {len(content)} bytes")]
-
-
-def _fault(path: Path, message: str) -> Problem:
-    return Problem(str(path), "BadData", f"{path}: {message}")
-
-
-def _digest(provenance: Mapping[str, object]) -> str:
+def provenance_digest(provenance: Mapping[str, object]) -> str:
+    """The hash that `provenance.json` keeps of itself, without that hash."""
     return xxhash.xxh3_128_hexdigest(orjson.dumps(provenance, option=orjson.OPT_SORT_KEYS))
 
 

@@ -223,11 +223,12 @@ def _legend(page: Image.Image, top: int) -> None:
     samples = [("past", PAST), ("search", SEARCH), ("future", FUTURE), ("absent", PAST), ("padded", PADDED)]
     for name, colour in samples:
         box = np.array([left + 2, top + 1, 22, LINE - 3])
+        draw.rectangle((left - 2, top - 3, left + 28, top + LINE + 1), fill=INK)
         if name == "absent":
             hatch(page, box, colour)
-        frame_box(draw, box, colour, width=3 if name == "search" else 1, dashed=name == "future")
-        write(draw, (left + 30, top), name, INK)
-        left += 84
+        frame_box(draw, box, colour, width=4 if name == "search" else 2, dashed=name == "future")
+        write(draw, (left + 33, top), name, INK)
+        left += 86
 
 
 def _gif(pictures: Sequence[Image.Image]) -> bytes:

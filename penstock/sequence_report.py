@@ -140,7 +140,7 @@ def _charts(first: SequenceStatistics, second: SequenceStatistics | None, names:
 
 def _sources(first: SequenceStatistics, second: SequenceStatistics | None) -> list[dict[str, object]]:
     names = list(dict.fromkeys([*first.requested, *first.sources, *(second.sources if second else [])]))
-    rows = []
+    rows: list[dict[str, object]] = []
     for name in names:
         videos = {video: count for (source, video), count in first.videos.items() if source == name}
         most = max(videos, key=lambda video: videos[video], default="")
@@ -177,7 +177,7 @@ def _classes(first: SequenceStatistics, second: SequenceStatistics | None) -> di
 def _share_rows(sets: list[SequenceStatistics]) -> list[dict[str, object]]:
     """Name, and (share, part, total) of each set, or None where it has none."""
     names = list(dict.fromkeys(name for one in sets for name in one.shares))
-    found = []
+    found: list[dict[str, object]] = []
     for name in names:
         pairs = [one.shares.get(name, (0, 0)) for one in sets]
         values = [(part / total, part, total) if total else None for part, total in pairs]
@@ -198,7 +198,8 @@ def _share_rows(sets: list[SequenceStatistics]) -> list[dict[str, object]]:
 def _sheets(path: Path, count: int) -> Iterable[dict[str, str]]:
     """Contact sheets as JPEG data URIs; what cannot be drawn is said in its place."""
     names = require_sequences(path)
-    shown = sorted({place * (len(names) - 1) // max(1, count - 1) for place in range(min(count, len(names)))})
+    count = min(count, len(names))
+    shown = [place * (len(names) - 1) // max(1, count - 1) for place in range(count)]
     for number in shown:
         folder = path / names[number]
         try:

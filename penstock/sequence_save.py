@@ -1,6 +1,5 @@
 """Saves tracking samples as folders that a person can look at and a network can be trained on: `penstock sequence save`."""
 
-import errno
 import os
 import platform
 import time
@@ -13,7 +12,7 @@ import xxhash
 
 import penstock
 from penstock.draws import Draw, Frames, TrackSample, TrackTable
-from penstock.errors import OutputFull, OutputRefused, UsageError
+from penstock.errors import OutputRefused, UsageError
 from penstock.jobs import Job
 from penstock.launch.local import Inline, Local
 from penstock.report import Budget, Report
@@ -46,7 +45,6 @@ from penstock.tracking_pool import table_digest
 COMMAND = "sequence save"
 RETRY_BITS = 40
 """A draw whose crops are rejected is drawn again as step + (retry << 40): no other sequence has that step."""
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 _STEP = Schema([Field(name="step", dtype="int64", kind="number", meaning="position of the sampler")])
 
 
@@ -86,29 +84,22 @@ def save_sequences(
     budget = Budget.parse(save.max_failures) if save.max_failures is not None else None
     report.budget = budget or report.budget
     report.notes["config"] = config.to_json()
-    try:
-        sink = _open_sink(config, stage, disk)
-        report.notes["timestamp"] = stage.timestamp = sink.timestamp
-        workers = min(_workers(save.workers), config.num_sequences)
-        job = Job(
-            offers=StepOffers(config.num_sequences),
-            stage=stage,
-            sink=sink,
-            launcher=Local(workers, timeout_s=save.timeout_s) if workers else Inline(),
-            report=report,
-            budget=budget,
-            retry_failed=save.retry_failed,
-            on_progress=on_progress,
-            stop=stop,
-        )
-        job.run()
-        report.notes["rejected"] = sink.rejections()
-    except OutputFull:
-        raise
-    except OSError as error:
-        if error.errno not in _FULL:
-            raise
-        raise OutputFull(error.errno, f"{config.output}: {error}; saved sequences are kept, free some space") from error
+    sink = _open_sink(config, stage, disk)
+    report.notes["timestamp"] = stage.timestamp = sink.timestamp
+    workers = min(_workers(save.workers), config.num_sequences)
+    job = Job(
+        offers=StepOffers(config.num_sequences),
+        stage=stage,
+        sink=sink,
+        launcher=Local(workers, timeout_s=save.timeout_s) if workers else Inline(),
+        report=report,
+        budget=budget,
+        retry_failed=save.retry_failed,
+        on_progress=on_progress,
+        stop=stop,
+    )
+    job.run()
+    report.notes["rejected"] = sink.rejections()
     return report
 
 

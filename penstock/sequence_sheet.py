@@ -104,12 +104,12 @@ def contact_sheet(saved_sequence_dir: Path | str) -> np.ndarray:
     """
     shown = load_shown(saved_sequence_dir)
     try:
+        lines = [shown.heading, _subtitle(shown)]
         rows = [_row(shown, IMAGES)]
         if (shown.folder / RAW).is_dir():
             rows.append(_row(shown, RAW))
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise BadData(f"{shown.folder}: not as penstock writes it: {error!r}") from error
-    lines = [shown.heading, _subtitle(shown)]
     width = max(*(sum(tile.width + MARGIN for tile in row) for row in rows), 360) + MARGIN
     top = MARGIN + LINE * len(lines)
     height = top + sum(max((tile.height for tile in row), default=0) + MARGIN for row in rows) + MARGIN

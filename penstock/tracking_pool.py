@@ -71,7 +71,8 @@ class Pool:
     def pick(self, source: np.ndarray, numbers: np.ndarray) -> np.ndarray:
         """A random sequence that can be drawn, of each source: (n,) int64 and (n,) uint64 to (n,) int64."""
         place = self._eligible_first[source] + below(numbers, self.eligible_counts[source])
-        return self._eligible_sequences[place].astype(np.int64)
+        picked: np.ndarray = self._eligible_sequences[place].astype(np.int64)
+        return picked
 
     def rows_of(self, source: np.ndarray, sequence: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """First row and one past the last of sequences, counted through all tables: (n,) int64 each."""

@@ -54,7 +54,8 @@ class RowSet:
         """
         block = rows >> 6
         mask = (np.uint64(1) << (rows & 63).astype(np.uint64)) - np.uint64(1)
-        return self._before[block].astype(np.int64) + np.bitwise_count(self._bits[block] & mask)
+        counts: np.ndarray = self._before[block].astype(np.int64) + np.bitwise_count(self._bits[block] & mask)
+        return counts
 
     def sample(self, low: np.ndarray, high: np.ndarray, numbers: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """Random members of ranges, with replacement.

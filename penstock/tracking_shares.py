@@ -76,8 +76,8 @@ class Shares:
             coin = words(of + first.astype(np.uint64), 1) >> np.uint64(63)
             slot = np.where(is_meant & swappable[slot] & (coin == 1), 2 * first + 1 - slot, slot)
         found = self._period[slot].astype(np.int64)
-        for number, equals in enumerate(self._equals):
-            found = _exchange(found, equals, words(of, 2, number))
+        for place, equals in enumerate(self._equals):
+            found = _exchange(found, equals, words(of, 2, place))
         return found
 
     def drawn(self, numbers: np.ndarray) -> np.ndarray:
@@ -134,7 +134,7 @@ def _swappable(period: np.ndarray, counts: Sequence[int], first: int) -> np.ndar
     found = np.zeros(size, bool)
     earlier = np.arange(first, size - 1, 2)
     given = np.zeros(size, np.int64)
-    for source in np.flatnonzero(counts):
+    for source in np.flatnonzero(counts).tolist():
         given[period == source] = np.arange(counts[source])
     shares = np.array(counts, np.int64)[period]
     above = (given[earlier] + 1) * size > shares[earlier] * (earlier + 1)

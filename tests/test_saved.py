@@ -8,15 +8,17 @@ import numpy as np
 import pytest
 
 from penstock.compat.sequence import SequenceSaver
-from penstock.errors import BadData, SourceNotFound, StoreCorrupt
+from penstock.errors import BadData, OutputRefused, SourceNotFound, StoreCorrupt
 from penstock.registry import open_source
 from penstock.saved import Saved, verify_saved
 from penstock.schema import Record
 from penstock.sequence_config import SaveConfig, SequenceConfig
 from penstock.sequence_fields import saved_record
+from penstock.sequence_folder import write_folder
 from penstock.sequence_save import open_tracking, save_sequences
 from penstock.source import Source
 from penstock.stages.sequence import CroppedSample, crop_sample
+from penstock.store.disk import Disk
 from penstock.testing import SourceTests, assert_equal_records
 from penstock.track_samples import TrackSamples
 from penstock.track_tables import track_tables
@@ -153,3 +155,13 @@ def test_what_the_saver_of_the_seed_wrote_is_verified_and_not_taken_for_a_source
     assert verify_saved(tmp_path) == []
     with pytest.raises(SourceNotFound, match="load_sequence_data"):
         Saved(tmp_path)
+
+
+def test_files_of_any_size_are_written(tmp_path: Path) -> None:
+    """A file of whole mebibytes goes past the page cache."""
+    files = {"a": b"", "b/c": bytes(1 << 20), "b/d": bytes((1 << 20) + 1)}
+    assert write_folder(Disk(), tmp_path / "x", files) == (2 << 20) + 1
+    assert {name: (tmp_path / "x" / name).read_bytes() for name in files} == files
+    with pytest.raises(OutputRefused):
+        write_folder(Disk(), tmp_path / "x", files)
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]

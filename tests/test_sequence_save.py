@@ -27,7 +27,7 @@ from penstock.errors import (
     UsageError,
 )
 from penstock.geometry.crops import map_boxes
-from penstock.report import Report
+from penstock.report import Report, dump_json
 from penstock.sequence_config import DrawConfig, SaveConfig, SequenceConfig, load_config
 from penstock.sequence_save import save_sequences
 from penstock.stages.sequence_config import CropConfig, RoleCrop
@@ -85,6 +85,7 @@ def in_child(run: Callable[[], object]) -> int:
 def test_the_tree_is_the_seeds(lasot: Path, tmp_path: Path, pictures: str) -> None:
     report = save_sequences(config(lasot, tmp_path / "out", num_sequences=2, pictures=pictures))
     assert (report.done, report.exit_code, report.notes["timestamp"]) == (2, 0, STAMP)
+    assert json.loads(dump_json(report.to_json()))["rejected"] == report.notes["rejected"]
     images = ["search/search_000.jpg", "template/template_000.jpg", "template/template_001.jpg"]
     folders = {"both": ("images", "images_raw")}.get(pictures, ("images",))
     one = [
@@ -360,7 +361,7 @@ def test_sources_that_cannot_be_sampled_are_said_at_once(lasot: Path, tmp_path: 
     )
     save_sequences(left)
     save_sequences(replace(settings, output=tmp_path / "one"))
-    assert hashes(tmp_path / "out") == hashes(tmp_path / "one") or read(next((tmp_path / "out").glob("seq*")))
+    assert hashes(tmp_path / "out") == hashes(tmp_path / "one")
 
 
 def test_configuration_from_file_variables_and_flags(tmp_path: Path) -> None:

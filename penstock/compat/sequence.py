@@ -34,6 +34,13 @@ from penstock.store.disk import Disk
 _log = logging.getLogger("penstock")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _TIMESTAMP = "%Y%m%d_%H%M%S"
+_PIXEL_BOXES = {
+    "template_anno": "template_boxes",
+    "search_anno": "search_boxes",
+    "gt_sequence_anno_backward": "gt_boxes_backward",
+    "gt_sequence_anno_forward": "gt_boxes_forward",
+}
+"""Boxes as a network is fed them -> the same in pixels of the crops; `STARKProcessing` and `TIMProcessing` give both."""
 
 
 class SequenceSaver:
@@ -84,7 +91,9 @@ class SequenceSaver:
 
         Boxes go into annotations.json as they are given, or, if the sample says `normalized`, times the size of what they
         lie in: template and search boxes that of their picture, histories that of the frame (`image_size`, height and
-        width). What is not given is "unknown", or an empty list, and named in a warning.
+        width). Where the sample has `template_boxes`, `search_boxes`, `gt_boxes_backward`, `gt_boxes_forward` (pixels of
+        the crops, NaN where there is no box), these are taken. What is not given is "unknown", or an empty list, and named
+        in a warning.
 
         Args:
             data: `template_images` and `search_images` as lists of (H, W, 3) uint8, or tensors (N, 3, S, S), floats undone
@@ -262,13 +271,14 @@ class SequenceSaver:
 
 def _boxes(sample: Sample, pixels: Mapping[str, list[np.ndarray]]) -> dict[str, np.ndarray]:
     """Boxes as they are given, or as pixels where the sample says that they are fractions."""
-    boxes = {name: boxes_of(sample, name) for name in ANNOTATION_KEYS}
+    fields = {name: _PIXEL_BOXES[name] if _PIXEL_BOXES[name] in sample else name for name in ANNOTATION_KEYS}
+    boxes = {name: boxes_of(sample, field) for name, field in fields.items()}
     for role, pictures in pixels.items():
         if len(boxes[f"{role}_anno"]) != len(pictures):
             raise BadData(f"{len(pictures)} {role} pictures, {len(boxes[f'{role}_anno'])} boxes in {role}_anno")
     if not bool(sample.get("normalized")):
         return boxes
-    for name in ANNOTATION_KEYS:
+    for name in (name for name, field in fields.items() if field == name):
         role = name.removesuffix("_anno")
         if role in ROLES:
             if role not in pixels:

@@ -1,7 +1,7 @@
 """The seed's three scripts that save sequences, and `save_sequences_from_sampler`. Their command line, hence their output."""
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence, Sized
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -35,13 +35,6 @@ READERS = {
 }
 """Readers of the original's training sets, and the settings that give their folders; all that are set are used."""
 LOCAL_PY = "lib/train/admin/local.py"
-PIXEL_BOXES = {
-    "template_anno": "template_boxes",
-    "search_anno": "search_boxes",
-    "gt_sequence_anno_backward": "gt_boxes_backward",
-    "gt_sequence_anno_forward": "gt_boxes_forward",
-}
-"""Boxes as fed -> the same in pixels of the crops, where a processing that crops gives them."""
 
 
 def save_sequences_from_sampler(
@@ -76,16 +69,7 @@ def save_sequences_from_sampler(
         raise UsageError(f"num_sequences: the sampler has {len(sampler)} samples, asked for {num_sequences}")
     loader = DataLoader(sampler, batch_size=1, shuffle=False, num_workers=num_workers)
     saver = saver or SequenceSaver(save_dir)
-    return saver.save_batch_sequences(_in_pixels(loader), num_sequences, save_images, save_format)
-
-
-def in_pixels(data: Mapping[str, Any]) -> dict[str, Any]:
-    """The data with boxes in pixels of their pictures, where they were fractions of crops."""
-    return {**data, **{name: data[pixels] for name, pixels in PIXEL_BOXES.items() if pixels in data}}
-
-
-def _in_pixels(loader: DataLoader[Any]) -> Iterator[dict[str, Any]]:
-    return (in_pixels(batch) for batch in loader)
+    return saver.save_batch_sequences(loader, num_sequences, save_images, save_format)
 
 
 @dataclass(frozen=True)
@@ -215,7 +199,7 @@ def _real(config: ScriptConfig) -> int:
 
 def _example(config: ScriptConfig) -> int:
     sampler, saver = config.sampler(trained_crops()), config.saver()
-    one = saver.save_sequence_data(in_pixels(sampler[0]), "example", config.save_images, config.save_format)
+    one = saver.save_sequence_data(sampler[0], "example", config.save_images, config.save_format)
     metadata, annotations = saver.load_sequence_data(one, load_format=config.save_format)
     pictures = saver.load_sequence_images(one)
     _say(f"saved {one}")

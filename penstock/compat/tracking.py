@@ -12,6 +12,7 @@ from penstock.compat.tracking_datasets import OriginalDataset
 from penstock.draws import Frames, Steps, TrackSample
 from penstock.errors import BadData, MissingExtra, UsageError
 from penstock.registry import open_source
+from penstock.sequence_save import RETRY_BITS
 from penstock.source import Source, check_index
 from penstock.track_samples import TrackSamples
 from penstock.track_tables import track_tables
@@ -22,9 +23,6 @@ try:
     from torch.utils.data import Dataset
 except ImportError as error:
     raise MissingExtra("torch", "train", "TimingTrackingSampler") from error
-
-RETRY_SHIFT = 40
-"""Retry r of a step is the step + (r << 40); what lies below is for the steps of all epochs."""
 
 _log = logging.getLogger("penstock")
 
@@ -152,8 +150,8 @@ class TimingTrackingSampler(Dataset[TensorDict]):
         Raises:
             UsageError: it is negative, or so large that steps run out.
         """
-        if epoch < 0 or (epoch + 1) * len(self) > 1 << RETRY_SHIFT:
-            raise UsageError(f"epoch: expected 0..{(1 << RETRY_SHIFT) // len(self) - 1}, got {epoch}")
+        if epoch < 0 or (epoch + 1) * len(self) > 1 << RETRY_BITS:
+            raise UsageError(f"epoch: expected 0..{(1 << RETRY_BITS) // len(self) - 1}, got {epoch}")
         self.epoch = epoch
 
     def __getitem__(self, index: int) -> TensorDict:
@@ -166,7 +164,7 @@ class TimingTrackingSampler(Dataset[TensorDict]):
         step = self.epoch * len(self) + check_index(index, len(self))
         refused: list[tuple[str, str]] = []
         for retry in range(self.max_retries + 1):
-            made = self._sample(step + (retry << RETRY_SHIFT), refused)
+            made = self._sample(step + (retry << RETRY_BITS), refused)
             if made is not None:
                 return made
         said = Counter(f"{where}: {why}" for where, why in refused)

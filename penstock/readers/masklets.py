@@ -123,9 +123,11 @@ class Masklets(Reader):
                 record["image"] = self._frame(arrays[f"frame{view}"])
             if fields & {"mask", "visible"}:
                 record["mask"] = mask = _mask(arrays[f"mask{view}"])
-                record["visible"] = mask.any()
+                record["visible"] = np.asarray(mask.any())
                 if "image" in fields and np.shape(record["image"])[:2] != mask.shape:
-                    raise BadData(f"frame{view} is {np.shape(record['image'])}, mask{view} {mask.shape}: expected one size")
+                    raise BadData(
+                        f"frame{view} is {np.shape(record['image'])}, mask{view} {mask.shape}: expected one size"
+                    )
         except BadData as error:
             raise BadData(f"{self.root / path}: {error}") from error
         return record

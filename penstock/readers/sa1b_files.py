@@ -73,7 +73,8 @@ class Folders:
 
 def look(root: Path, folders: Folders, *, shallow: bool = False) -> str:
     """What lies at the places to look at, by names: "pairs", "apart" (pictures and JSON files, never in one folder),
-    "pictures", "json" (files that SA-1B may have named), or "". Not more than 200 folders are looked into; `shallow`: none but the places."""
+    "pictures", "json" (files that SA-1B may have named), or "". At most 200 folders are looked
+    into; `shallow`: none but the places."""
     found = settle(root, folders)
     has_pictures = has_annotations = has_named = False
     looked = 0

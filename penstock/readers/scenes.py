@@ -23,7 +23,10 @@ _MAPS = (".pth", ".pt", ".npy", ".png")
 _IMAGES = "images"
 SCENE = Field(name="scene", dtype="str", kind="text", meaning="name of the scene's folder")
 IDS_PATH = Field(
-    name="ids_path", dtype="str", kind="text", meaning="file of the id map, relative to the root; empty where there is none"
+    name="ids_path",
+    dtype="str",
+    kind="text",
+    meaning="file of the id map, relative to the root; empty where there is none",
 )
 
 

@@ -14,7 +14,7 @@ import pytest
 from penstock.compat.sequence import SequenceSaver
 from penstock.compat.sequence_batches import split_batch
 from penstock.errors import BadData, OutputRefused, SourceNotFound, UsageError
-from penstock.sequence_folder import check_folder
+from penstock.sequence_check import check_folder
 
 torch = pytest.importorskip("torch")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

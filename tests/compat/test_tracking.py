@@ -210,7 +210,7 @@ def test_batches_are_saved(lasot: Path, tmp_path: Path) -> None:
 def test_saved_boxes_are_pixels_of_saved_pictures(lasot: Path, tmp_path: Path) -> None:
     sampler = make([f"lasot:{lasot}"], processing=tim(brightness=0.0, gray_prob=0.0))
     saver = SequenceSaver(tmp_path, image_format="png")
-    paths = save_sequences_from_sampler(sampler, 12, saver=saver)
+    paths = saver.save_batch_sequences(torch.utils.data.DataLoader(sampler, batch_size=4), 12)
     histories = 0
     for path in paths:
         pictures = saver.load_sequence_images(path)

@@ -66,7 +66,13 @@ def test_other_arrays_are_refused() -> None:
 
 @pytest.mark.skipif(not SHARED.exists(), reason="needs ../shared")
 def test_real_pictures_are_never_guessed_wrong() -> None:
-    folders = ("photos/*", "coco_panoptic/val2017/*", "openimages/train/*", "sa1b_like/images_only/*", "lasot/*/*/img/*1.jpg")
+    folders = (
+        "photos/*",
+        "coco_panoptic/val2017/*",
+        "openimages/train/*",
+        "sa1b_like/images_only/*",
+        "lasot/*/*/img/*1.jpg",
+    )
     paths = [path for folder in folders for path in sorted(SHARED.glob(folder))][:30]
     pictures = [decode_picture(path.read_bytes(), exif="ignore")[::4, ::4] for path in paths]
     singles = [channel_order([picture]).guess for picture in pictures]

@@ -146,7 +146,9 @@ def test_only_names_are_indexed_and_only_members_asked_for_are_read(
     (tmp_path / "b" / "masklet_data_02482.npz").write_bytes(b"")
     asked: list[list[str]] = []
     real = masklets.read_npz
-    monkeypatch.setattr(masklets, "read_npz", lambda content, *, names: asked.append(names) or real(content, names=names))
+    monkeypatch.setattr(
+        masklets, "read_npz", lambda content, *, names: asked.append(names) or real(content, names=names)
+    )
     source = Masklets(tmp_path)
     assert (len(source), asked, source.problems) == (10, [], [])
     source.read(1, ["mask"])

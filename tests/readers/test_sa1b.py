@@ -231,7 +231,9 @@ def test_a_root_too_high_or_too_low_is_told(tmp_path: Path) -> None:
         Sa1b(tmp_path / "none")
 
 
-@pytest.mark.parametrize("content", [b"{", b"[]", b'{"images": [], "annotations": []}', b'{"image": {}, "annotations": 3}'])
+@pytest.mark.parametrize(
+    "content", [b"{", b"[]", b'{"images": [], "annotations": []}', b'{"image": {}, "annotations": 3}']
+)
 def test_a_broken_json_is_a_problem(tmp_path: Path, content: bytes) -> None:
     write_sa1b(tmp_path)
     (tmp_path / "sa_2.json").write_bytes(content)

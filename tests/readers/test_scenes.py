@@ -37,7 +37,9 @@ def write_map(path: Path, ids: np.ndarray) -> None:
         path.write_bytes(buffer.getvalue())
 
 
-def write_scene(folder: Path, *, suffix: str = ".jpg.pth", numbers: tuple[int, ...] = (2, 10, 1), ids: str = "obj_ids") -> Path:
+def write_scene(
+    folder: Path, *, suffix: str = ".jpg.pth", numbers: tuple[int, ...] = (2, 10, 1), ids: str = "obj_ids"
+) -> Path:
     """Frames with numbers of unequal length, and a map each."""
     (folder / "images").mkdir(parents=True, exist_ok=True)
     for number in numbers:

@@ -1,0 +1,3 @@
+"""Saved sequences in other layouts: one module per layout, `export` runs any of them."""
+
+from penstock.exporters.run import export as export
