@@ -32,7 +32,7 @@ class Findings:
 
     path: str
     layout: str
-    """"store" or "v1"."""
+    """"store", "v1", or "sequences"."""
     rows: int
     """Rows that the manifest or config.json counts."""
     full: bool

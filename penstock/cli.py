@@ -161,20 +161,27 @@ def convert_sa1b_tar(
 def verify(path: Path, *, fast: Flag = False, quiet: Flag = False, json: Json = False) -> int:
     """Check a store: sizes, checksums, value ranges, keys; suspicious boxes and masks. Exit 1 if there is a fault.
 
+    Saved sequences are compared, file by file, with what was written.
+
     Parameters
     ----------
     path
-        A store, v1 directories included, whoever wrote it.
+        A store, v1 directories included, whoever wrote it; or a folder of saved sequences.
     fast
         Sizes, manifest and ledger only; no row's bytes are read.
     quiet
         No progress on stderr.
     """
     from penstock.check import verify as run
+    from penstock.cli_sequence import sequence_findings
     from penstock.progress import Progress
+    from penstock.sequence_folder import saved_folders
 
     with Progress(quiet=quiet or json) as progress:
-        findings = run(path, full=not fast, on_progress=progress.rows)
+        if path.is_dir() and any(saved_folders(path)):
+            findings = sequence_findings(path, progress.rows)
+        else:
+            findings = run(path, full=not fast, on_progress=progress.rows)
     if json:
         print(dump_json(findings.to_json()))
     else:

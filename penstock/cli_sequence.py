@@ -1,12 +1,16 @@
 """The command line of the tracking system: sequences saved, reported, drawn; saved sets exported."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, Parameter
 
 from penstock.cli_common import Flag, Json
 from penstock.cli_job import run_job
+
+if TYPE_CHECKING:
+    from penstock.check import Findings
 
 sequence = App(name="sequence", help="Sampled tracking sequences: save them, look at them.")
 
@@ -106,3 +110,17 @@ def save(
         lambda progress, stop: save_sequences(settings, on_progress=progress, stop=stop),
         settings.output, quiet=quiet, json=json,
     )  # fmt: skip
+
+
+def sequence_findings(path: Path, on_progress: "Callable[[int, int], None]") -> "Findings":
+    """What `penstock verify` says of a folder of saved sequences."""
+    from penstock.check import Finding, Findings
+    from penstock.saved import verify_saved
+    from penstock.sequence_folder import saved_folders
+
+    faults = tuple(
+        Finding(code="sequence", where=problem.path, message=problem.message)
+        for problem in verify_saved(path, on_progress=on_progress)
+    )
+    rows = sum(1 for _ in saved_folders(path))
+    return Findings(path=str(path), layout="sequences", rows=rows, full=True, faults=faults, suspicions=(), notes=())

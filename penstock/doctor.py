@@ -11,6 +11,7 @@ from penstock.doctor_verdict import Verdict, fail, off, ok, warn
 from penstock.errors import MissingExtra, PenstockError, SourceNotFound
 from penstock.geometry.channel_order import channel_order
 from penstock.readers.base import Reader
+from penstock.readers.masklets import Masklets
 from penstock.registry import find, names
 from penstock.settings import KEYS, Key, Loaded, Settings, load_settings
 from penstock.source import Source
@@ -202,10 +203,10 @@ def _inside(key: Key, source: Source, sample: int) -> Iterator[Verdict]:
     if looked.boxes_outside:
         message = f"{looked.boxes_outside} of {looked.boxes} boxes read lie outside their pictures"
         yield warn(section, key.name, message, f"{again}, and look at the corner that boxes count from")
-    if len(looked.images) >= 4:
-        guess = channel_order(looked.images)
+    if looked.images:
+        guess = source.check_channels() if isinstance(source, Masklets) else channel_order(looked.images)
         if guess.guess == "bgr":
-            message = f"red and blue look swapped (score {guess.score:.2f} over {len(looked.images)} pictures)"
+            message = f"red and blue look swapped (score {guess.score:.2f} over {guess.scenes} scenes)"
             yield warn(section, key.name, message, "look at a picture; masklets have the option channels=bgr|rgb")
 
 

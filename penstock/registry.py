@@ -35,6 +35,7 @@ TABLES: dict[str, dict[str, str]] = {
         "sa1b": "penstock.readers.sa1b:Sa1b",
         "sa1b-tar": "penstock.readers.sa1b_tar:open_sa1b_tar",
         "sav": "penstock.readers.sav:Sav",
+        "saved": "penstock.saved:Saved",
         "scenes": "penstock.readers.scenes:Scenes",
         "trackingnet": "penstock.readers.trackingnet:TrackingNet",
         "trackingnet-lmdb": "penstock.readers.trackingnet:TrackingNetLmdb",

@@ -6,7 +6,7 @@ from math import ceil, floor, inf, isfinite, log10
 
 import numpy as np
 
-from penstock.sequence_distribution import Distribution
+from penstock.sequence_distribution import LEAST, Distribution
 
 WIDTH, HEIGHT = 380, 200
 LEFT, RIGHT, TOP, BOTTOM = 40, 10, 32, 34
@@ -100,6 +100,8 @@ def histogram(
     chart.limits = [(place(value / one.step), text) for value, text in limits if isfinite(value)]
     if not whole and any(each.bins()[0][0] < low or each.bins()[0][-1] > high for each in sets):
         chart.note = "The first and the last bar also hold what lies beyond them."
+    if one.log and one.value(low) <= LEAST:
+        chart.note = f"{chart.note} 0 counts as {_text(LEAST)}.".strip()
     return chart
 
 

@@ -7,7 +7,8 @@ from math import inf
 
 import numpy as np
 
-_FLOOR = 2.0**-12
+LEAST = 2.0**-12
+"""In bins of equal ratio all that is below counts as this."""
 _BLOCK = 1 << 16
 
 
@@ -18,7 +19,7 @@ class Distribution:
         title: what the numbers are.
         unit: of them.
         step: width of a bin; with `log` in powers of two. Bins are centred on multiples of it.
-        log: bins of equal ratio, for numbers above 0; what is below 2**-12 counts as 2**-12.
+        log: bins of equal ratio, for numbers above 0; what is below `LEAST` counts as that.
     """
 
     def __init__(self, title: str, unit: str, *, step: float = 1.0, log: bool = False) -> None:
@@ -64,7 +65,7 @@ class Distribution:
     def _settle(self) -> None:
         if self._waiting:
             values = np.array(self._waiting, np.float64)
-            scaled = np.log2(np.maximum(values, _FLOOR)) if self.log else values
+            scaled = np.log2(np.maximum(values, LEAST)) if self.log else values
             keys, counts = np.unique(np.rint(scaled / self.step).astype(np.int64), return_counts=True)
             self._counts.update(dict(zip(keys.tolist(), counts.tolist(), strict=True)))
             self._waiting = []

@@ -189,14 +189,14 @@ def _row(shown: Shown, folder: str) -> list[Image.Image]:
             pictures = [Image.new("RGB", size, _EMPTY) for size in shown.sizes(role)]
         windows = boxes_from_json(shown.record[f"{role}_crop_box"], role) if raw else None
         for number, picture in enumerate(pictures):
-            tiles.append(_tile(shown, role, number, picture=picture, box=boxes[number]))
-            if windows is not None:
-                scale = tiles[-1].width / picture.width
-                frame_box(ImageDraw.Draw(tiles[-1]), windows[number] * scale, CROP, dashed=True)
+            window = None if windows is None else windows[number]
+            tiles.append(_tile(shown, role, number, picture=picture, box=boxes[number], window=window))
     return tiles
 
 
-def _tile(shown: Shown, role: str, number: int, *, picture: Image.Image, box: np.ndarray) -> Image.Image:
+def _tile(
+    shown: Shown, role: str, number: int, *, picture: Image.Image, box: np.ndarray, window: np.ndarray | None
+) -> Image.Image:
     low, high = _TILE_WIDTHS
     width = min(high, max(low, round(picture.width * _TILE_HEIGHT / picture.height)))
     height = max(1, round(picture.height * width / picture.width))
@@ -206,6 +206,8 @@ def _tile(shown: Shown, role: str, number: int, *, picture: Image.Image, box: np
         hatch(small, np.array([0, 0, width, height]), PADDED)
     if np.isfinite(box).all():
         frame_box(ImageDraw.Draw(small), box * (width / picture.width), SEARCH if role == "search" else PAST)
+    if window is not None:
+        frame_box(ImageDraw.Draw(small), window * (width / picture.width), CROP, dashed=True)
     tile = Image.new("RGB", (width, height + 2 * LINE + 4), PAPER)
     tile.paste(small, (0, 0))
     frames = [shown.metadata[f"{one}_frame_ids"] for one in ROLES]

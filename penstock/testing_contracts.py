@@ -140,7 +140,10 @@ class ReaderTests(SourceTests):
         first = reader.groups[0]
         rows = list(range(first.start, first.stop))
         together = reader.__getitems__(rows)
-        pictures = {(str(record.get("path", n)), int(record.get("frame", 0))) for n, record in enumerate(together)}
+        parts = ("frame", "view")  # of a video, of a pair
+        pictures = {
+            (str(one.get("path", n)), *(int(one.get(part, 0)) for part in parts)) for n, one in enumerate(together)
+        }
         assert reader.pictures_decoded - before <= self.decodes * len(pictures)
         for row, record in zip(rows, together, strict=True):
             assert_equal_records(record, reader[row])

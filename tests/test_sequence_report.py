@@ -340,6 +340,13 @@ def test_histograms_hold_all_numbers_and_mark_limits() -> None:
     assert len(histogram(one).ticks) > 1
 
 
+def test_a_speed_of_0_is_shown_and_said() -> None:
+    one = Distribution("Speed", "sides per second", step=1 / 16, log=True)
+    one.add([0.0, 0.0, 1.0])
+    assert one.quantile(0.5) == pytest.approx(2.0**-12)
+    assert "0 counts as 0.000244" in histogram(one).note
+
+
 def test_heat_map_cells_are_the_counts() -> None:
     counts = np.zeros((4, 4), np.int64)
     counts[1, 2], counts[3, 0] = 3, 1

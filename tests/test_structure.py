@@ -21,9 +21,9 @@ LAYERS = [
     ["errors"],
     ["schema", "report", "geometry"],
     ["source", "store", "samplers", "registry", "settings", "draws", "tracking"],
-    ["readers", "models", "exporters", "loader", "buffers", "feed", "fill"],
+    ["readers", "models", "loader", "buffers", "feed", "fill", "saved", "sequence_folder", "sequence_check", "exporters"],
     ["stages", "check", "repair", "search", "describe", "doctor", "track"],
-    ["jobs", "work", "launch", "train", "convert", "sequence", "saved"],
+    ["jobs", "work", "launch", "train", "convert", "sequence"],
     ["viewer", "cli", "compat", "testing", "recipes", "progress", "report_page", "sequence_report", "__main__"],
 ]
 """DESIGN.md section 5: a module imports from its own layer and from those before it. `check_boxes` lies with `check`."""

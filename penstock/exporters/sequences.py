@@ -16,6 +16,7 @@ import numpy as np
 from penstock.errors import BadData
 from penstock.geometry.boxes import box_fault
 from penstock.geometry.images import decode_picture, encode_jpeg, picture_header
+from penstock.sequence_check import check_folder
 from penstock.sequence_folder import (
     IMAGES,
     MASKS,
@@ -24,7 +25,6 @@ from penstock.sequence_folder import (
     ROLES,
     TIMESTAMP,
     boxes_from_json,
-    check_folder,
     load_provenance,
     load_sequence,
     picture_name,

@@ -55,7 +55,7 @@ def read_npz(
             array that holds anything but numbers. The message names the member.
     """
     view = _view(content)
-    with _open_zip(view) as archive:
+    with _open_zip(content) as archive:
         members = _wanted(archive, names)
         declared = sum(member.file_size for member in members.values())
         if declared > max_bytes:
@@ -72,7 +72,7 @@ def npz_names(content: bytes | bytearray | memoryview | np.ndarray) -> list[str]
     Raises:
         BadData: the bytes are no NPZ, or a name is there twice.
     """
-    with _open_zip(_view(content)) as archive:
+    with _open_zip(content) as archive:
         return list(_wanted(archive, None))
 
 
@@ -87,11 +87,12 @@ def _view(content: bytes | bytearray | memoryview | np.ndarray) -> memoryview:
     return memoryview(content).cast("B")  # type: ignore[arg-type]  # arrays are buffers, though not to mypy
 
 
-def _open_zip(view: memoryview) -> zipfile.ZipFile:
+def _open_zip(content: bytes | bytearray | memoryview | np.ndarray) -> zipfile.ZipFile:
+    shared = content if isinstance(content, bytes) else _view(content)  # BytesIO copies anything but bytes
     try:
-        return zipfile.ZipFile(io.BytesIO(view))
+        return zipfile.ZipFile(io.BytesIO(shared))
     except _ZIP_ERRORS as error:
-        raise BadData(f"NPZ: expected a ZIP archive, got {len(view)} bytes that are none: {error}") from error
+        raise BadData(f"NPZ: expected a ZIP archive, got {len(shared)} bytes that are none: {error}") from error
 
 
 def _wanted(archive: zipfile.ZipFile, names: Collection[str] | None) -> dict[str, zipfile.ZipInfo]:

@@ -56,14 +56,6 @@ class TestMasklets(ReaderTests):
         """Three pairs."""
         return Masklets(self.root)
 
-    def test_one_row_costs_one_picture(self) -> None:
-        """A file holds two pictures under one path: a row costs one, a pair two."""
-        reader = self.make_reader()
-        for rows in ([0], [5], [2, 3]):
-            before = reader.pictures_decoded
-            reader.__getitems__(rows)
-            assert reader.pictures_decoded - before == len(rows)
-
 
 def test_a_pair_is_two_rows_in_rgb(tmp_path: Path) -> None:
     source = Masklets(write_masklets(tmp_path))
