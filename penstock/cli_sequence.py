@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, Parameter
 
-from penstock.cli_common import Flag, Json
+from penstock.cli_common import OK, Flag, Json
 from penstock.cli_job import run_job
+from penstock.report import dump_json
 
 if TYPE_CHECKING:
     from penstock.check import Findings
@@ -112,14 +113,62 @@ def save(
     )  # fmt: skip
 
 
+@sequence.command
+def report(
+    path: Path, *, compare: Path | None = None, output: Path | None = None, sheets: int = 24, json: Json = False
+) -> int:
+    """Write one page that shows what was saved: gaps, shares, boxes, speed, visibility, contact sheets. Opens offline.
+
+    Parameters
+    ----------
+    path
+        A folder of saved sequences.
+    compare
+        A second folder: the page then shows where the two drift apart.
+    output
+        The page; `report.html` in the folder by default.
+    sheets
+        Contact sheets on the page.
+    """
+    from penstock.sequence_report import statistics, write_report
+
+    page = write_report(path, output, compare=compare, sheets=sheets)
+    if json:
+        print(
+            dump_json({"command": "sequence report", "status": "ok", "output": str(page), **statistics(path).to_json()})
+        )
+    else:
+        print(page)
+    return OK
+
+
+@sequence.command
+def show(path: Path, *, output: Path, json: Json = False) -> int:
+    """Draw one saved sequence as an animation: past solid, search bold, future dashed, absent hatched, padded grey.
+
+    Parameters
+    ----------
+    path
+        The folder of one sequence, `seq_000001_...`.
+    output
+        A `.gif`, or an `.mp4` (needs the extra `video`).
+    """
+    from penstock.sequence_report import overlay
+
+    drawn = overlay(path, output)
+    print(dump_json({"command": "sequence show", "status": "ok", "output": str(drawn)}) if json else drawn)
+    return OK
+
+
 def sequence_findings(path: Path, on_progress: "Callable[[int, int], None]") -> "Findings":
     """What `penstock verify` says of a folder of saved sequences."""
-    from penstock.check import Finding, Findings
+    from penstock.check import Findings
+    from penstock.check_values import Finding
     from penstock.saved import verify_saved
     from penstock.sequence_folder import saved_folders
 
     faults = tuple(
-        Finding(code="sequence", where=problem.path, message=problem.message)
+        Finding(code="sequence", where=problem.path, message=problem.message.removeprefix(f"{problem.path}: "))
         for problem in verify_saved(path, on_progress=on_progress)
     )
     rows = sum(1 for _ in saved_folders(path))

@@ -169,6 +169,11 @@ class SaveSequences:
             )
         self._recipe = recipe
 
+    def sequence_counts(self) -> dict[str, int]:
+        """Number of sequences of each source that there are to draw from."""
+        samples, _ = self._opened()
+        return {table.name: len(table) for table in samples.tables}
+
     def identity(self) -> dict[str, object]:
         """What must be the same for all sequences of a folder."""
         samples, tracking = self._opened()
@@ -332,6 +337,7 @@ def _open_sink(config: SequenceConfig, stage: SaveSequences, disk: Disk | None) 
         "host": platform.node(),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "roots": stage.roots(),
+        "sequences": stage.sequence_counts(),
         "config": config.to_json(),
     }
     try:

@@ -61,7 +61,14 @@ def make_saved_set(
         write_folder(
             Disk(flush=False),
             root / f"seq_{number + 1:06d}_{STAMP}",
-            _files(number, number == count - 1, image_format, {"template": 64, "search": search_size}, masks, category),
+            _files(
+                number,
+                negative=number == count - 1,
+                image_format=image_format,
+                widths={"template": 64, "search": search_size},
+                masks=masks,
+                category=category,
+            ),
         )
     return root
 
@@ -73,10 +80,9 @@ def boxes_of(role: str, number: int) -> np.ndarray:
     return boxes
 
 
-def _files(  # noqa: PLR0913  # private
-    number: int, negative: bool, image_format: ImageFormat, widths: dict[str, int], masks: bool, *rest: str
+def _files(
+    number: int, *, negative: bool, image_format: ImageFormat, widths: dict[str, int], masks: bool, category: str
 ) -> dict[str, bytes]:
-    category = rest[0]
     pictures: dict[str, bytes] = {}
     record: dict[str, Any] = {"positive": not negative, "sequence": f"video-{number}", "source": "made"}
     origin: dict[str, Any] = {"backward": {"boxes": [[1, 2, 3, 4]]}, "forward": {"boxes": [[1, 2, 3, 4]]}}

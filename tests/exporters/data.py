@@ -16,9 +16,9 @@ from tests.sequence_data import write_lasot
 CROPS = CropConfig(template=RoleCrop(factor=2, size=32), search=RoleCrop(factor=4, size=48, center_jitter=1))
 
 
-def save_real(root: Path, count: int = 2, **save: object) -> Path:
-    """Sequences that the sampler drew from a small LaSOT, with their recipe."""
-    lasot = root.parent / "lasot"
+def save_real(root: Path, count: int = 2, *, lasot: Path | None = None, **save: object) -> Path:
+    """Sequences that the sampler drew from a small LaSOT (beside them, or where it is said), with their recipe."""
+    lasot = lasot or root.parent / "lasot"
     if not lasot.exists():
         write_lasot(lasot)
     save_sequences(
