@@ -16,7 +16,7 @@ _MEDIA = {"jpg": "image/jpeg", "png": "image/png"}
 @dataclass(frozen=True, kw_only=True)
 class RerunRecording:
     """Rerun: `NAME.rrd` per sequence, on a timeline `frame` (position in the source's video; order in the sequence where that
-    was not saved).
+    was not saved), and a timeline `order` of templates, then searches, for pictures of one position.
 
     Entities: `template` and `search` (the pictures, bytes as saved), `template/target` and `search/target` (Boxes2D XYWH in
     pixels of the picture, nothing where absent), `template/mask` and `search/mask` where there are masks,
@@ -49,15 +49,19 @@ def _recording(rerun: Any, sequence: SavedSequence, licence: object) -> bytes:
     stream = recording.binary_stream()
     about = orjson.dumps({**sequence.about(), "licence": licence}, option=orjson.OPT_INDENT_2).decode()
     recording.log("about", rerun.TextDocument(about), static=True)
+    has_masks = any(frame.mask is not None for frame in sequence.frames)
     for place, frame in enumerate(sequence.frames):
         assert frame.picture is not None
         recording.set_time("frame", sequence=place if frame.frame is None else frame.frame)
+        recording.set_time("order", sequence=place)
         recording.log(frame.role, rerun.EncodedImage(contents=frame.picture, media_type=_MEDIA[frame.suffix]))
         boxes = np.zeros((0, 4)) if frame.absent else frame.box[None]
         recording.log(f"{frame.role}/target", _boxes(rerun, boxes, [sequence.category or "target"][: len(boxes)]))
-        mask = frame.mask_pixels()
-        if mask is not None:
-            recording.log(f"{frame.role}/mask", rerun.SegmentationImage(mask))
+        if has_masks:
+            mask = None if frame.absent else frame.mask_pixels()
+            shown = rerun.Clear(recursive=False) if mask is None else rerun.SegmentationImage(mask)
+            recording.log(f"{frame.role}/mask", shown)
+    recording.reset_time()
     for name, steps in sequence.histories.items():
         for number, box in enumerate(steps.boxes):
             recording.set_time("frame", sequence=number if steps.frames is None else steps.frames[number])

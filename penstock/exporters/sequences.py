@@ -6,6 +6,7 @@ from 0, not clipped; those of the histories lie in the first search picture.
 
 import itertools
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -176,7 +177,7 @@ class SavedSet:
         self.folders = require_sequences(root)
         self.manifest = read_manifest(root)
         short = [re.sub(rf"_{TIMESTAMP.pattern}$", "", name) for name in self.folders]
-        twice = {name for name in short if short.count(name) > 1} if len(set(short)) < len(short) else set()
+        twice = {name for name, count in Counter(short).items() if count > 1}
         self.names = [whole if name in twice else name for name, whole in zip(short, self.folders, strict=True)]
 
     def __len__(self) -> int:

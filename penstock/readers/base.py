@@ -1,7 +1,6 @@
 """Reader: what all dataset readers share. Index from the cache, keys, groups, fingerprints, one decode per picture."""
 
 import os
-import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, TypeVar
@@ -11,7 +10,7 @@ import xxhash
 
 from penstock.errors import BadData, SourceNotFound
 from penstock.geometry.images import decode_picture
-from penstock.readers.files import Files, FolderFiles
+from penstock.readers.files import Files, FolderFiles, ForkLock
 from penstock.readers.index import Index, cached_index, fingerprint_of
 from penstock.schema import Record, Schema
 from penstock.source import Group, Lookup, Problem, check_index
@@ -47,10 +46,10 @@ class Reader:
 
     def __init__(self, root: Path | str, *, files: Files | None = None, options: Mapping[str, object] = {}) -> None:
         self.root = Path(root)
-        self.files: Files = FolderFiles(self.root) if files is None else files
+        self.files: Files = self._open(self.root) if files is None else files
         self.options = dict(options)
         self.pictures_decoded = 0
-        self._lock = threading.Lock()
+        self._lock = ForkLock()
         fault = self._fault_of_root()
         if fault:
             raise SourceNotFound(
@@ -69,6 +68,10 @@ class Reader:
     def fault(self, files: Files) -> str:
         """Why files do not look like this layout; empty if they do. Cheap: names only."""
         raise NotImplementedError
+
+    def _open(self, root: Path) -> Files:
+        """Where the files lie; a folder, unless a subclass says otherwise."""
+        return FolderFiles(root)
 
     def _stamps(self) -> Iterable[object]:
         """Names and stamps of all that the index is built from."""
@@ -172,8 +175,8 @@ class Reader:
 
     def _read(self, indices: Sequence[int], fields: Sequence[str] | None) -> list[Record]:
         wanted = self.schema.select(fields)
-        names, memo = frozenset(wanted), Memo()
         rows = [check_index(index, len(self)) for index in indices]
+        names, memo = frozenset(wanted), Memo(rows)
         records = [self._record(row, names, memo) for row in rows]
         return [{name: record[name] for name in wanted} for record in records]
 
@@ -225,17 +228,18 @@ class Reader:
         return ""
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_lock": None, "pictures_decoded": 0}
-
-    def __setstate__(self, state: dict[str, object]) -> None:
-        self.__dict__.update(state)
-        self._lock = threading.Lock()
+        return {**self.__dict__, "pictures_decoded": 0}
 
 
 class Memo:
-    """What the rows of one call share: pictures decoded, files parsed. Lives as long as the call."""
+    """What the rows of one call share: pictures decoded, files parsed. Lives as long as the call.
 
-    def __init__(self) -> None:
+    Args:
+        rows: of the call, counted from the front.
+    """
+
+    def __init__(self, rows: Sequence[int] = ()) -> None:
+        self.rows = rows
         self._known: dict[object, object] = {}
 
     def once(self, key: object, make: Callable[[], _T]) -> _T:
@@ -260,6 +264,12 @@ def require_json(content: bytes, where: str, kind: type[_T]) -> _T:
     if not isinstance(found, kind):
         raise BadData(f"{where}: expected a JSON {kind.__name__}, got {type(found).__name__}")
     return found
+
+
+def some(members: Sequence[object], most: int = 5) -> str:
+    """The first of a list, for a message, and how many there are."""
+    listed = ", ".join(str(member) for member in members[:most])
+    return listed if len(members) <= most else f"{listed}, ... ({len(members)} in all)"
 
 
 def _nearby(root: Path) -> Iterable[Path]:

@@ -1,12 +1,11 @@
-"""Where a dataset's files lie: a folder, LMDBs, a TAR. A reader asks by relative path and does not care which."""
+"""Where a dataset's files lie: a folder, an LMDB. A reader asks by relative path and does not care which."""
 
 import os
 import stat
-import tarfile
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import xxhash
 
@@ -18,7 +17,7 @@ class Files(Protocol):
 
     @property
     def root(self) -> Path:
-        """The folder, LMDB or TAR."""
+        """The folder, LMDB or TAR; or the folder of these."""
         ...
 
     def read(self, path: str) -> bytes:
@@ -40,6 +39,17 @@ class Files(Protocol):
     def stamp(self, path: str) -> int:
         """A 64-bit hash of what is known of a file or folder without reading it: size and time; 0 where there is none."""
         ...
+
+
+class Walked(NamedTuple):
+    """A folder that `walk` has come to."""
+
+    folder: str
+    """Relative to the root; "" for the root itself."""
+    files: list[os.DirEntry[str]]
+    """What lies directly in it and is no folder, in no order."""
+    stamp: int
+    """See `stamp_of`."""
 
 
 class FolderFiles:
@@ -76,61 +86,6 @@ class FolderFiles:
         except OSError:
             return 0
         return stamp_of(status)
-
-
-class TarFiles:
-    """Regular members of a TAR without compression, by name ("./" stripped). Headers are read once, on first use."""
-
-    def __init__(self, root: Path | str) -> None:
-        self.root = Path(root)
-        self._lock = threading.Lock()
-        self._spans: dict[str, tuple[int, int, int]] | None = None
-
-    def read(self, path: str) -> bytes:
-        """See `Files.read`."""
-        span = self._members().get(path)
-        if span is None:
-            raise BadData(f"{self.root}: no member {path}")
-        with open(self.root, "rb") as file:
-            content = os.pread(file.fileno(), span[1], span[0])
-        if len(content) != span[1]:
-            raise BadData(f"{self.root}: member {path}: expected {span[1]} bytes at {span[0]}, got {len(content)}")
-        return content
-
-    def exists(self, path: str) -> bool:
-        """See `Files.exists`."""
-        return path in self._members()
-
-    def names(self, folder: str = "") -> list[str]:
-        """See `Files.names`."""
-        return _inside(self._members(), folder)
-
-    def stamp(self, path: str) -> int:
-        """See `Files.stamp`."""
-        span = self._members().get(path)
-        return 0 if span is None else xxhash.xxh3_64_intdigest(repr(span).encode())
-
-    def _members(self) -> dict[str, tuple[int, int, int]]:
-        with self._lock:
-            if self._spans is None:
-                try:
-                    with tarfile.open(self.root, "r:") as tar:
-                        self._spans = {
-                            member.name.removeprefix("./"): (member.offset_data, member.size, int(member.mtime))
-                            for member in tar
-                            if member.isreg()
-                        }
-                except (tarfile.TarError, EOFError) as error:
-                    raise BadData(f"{self.root}: expected a TAR without compression: {error}") from error
-                except OSError as error:
-                    raise SourceNotFound(f"{self.root}: expected a TAR: {error.strerror or error}") from error
-            return self._spans
-
-    def __getstate__(self) -> dict[str, object]:
-        return {"root": self.root}
-
-    def __setstate__(self, state: dict[str, Path]) -> None:
-        TarFiles.__init__(self, state["root"])
 
 
 class LmdbFiles:
@@ -195,6 +150,61 @@ class LmdbFiles:
                 environment = _open_lmdb(self.root)
                 _environments[name] = os.getpid(), environment
             return environment
+
+
+class ForkLock:
+    """A lock that a forked child finds free, whoever held it in the parent, and that pickles as a free one.
+
+    It suits what is whole between any two steps of the interpreter, a dict or a counter: a fork may come while the lock
+    is held.
+    """
+
+    def __init__(self) -> None:
+        self._locks: dict[int, threading.Lock] = {}
+
+    def __enter__(self) -> None:
+        self._locks.setdefault(os.getpid(), threading.Lock()).acquire()
+
+    def __exit__(self, *error: object) -> None:
+        self._locks[os.getpid()].release()
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"_locks": {}}
+
+
+def walk(root: Path, start: str = "", *, depth: int | None = None) -> Iterator[Walked]:
+    """Folders from `start` on, in order of path. Hidden names are left out; links are followed, loops of them are not.
+
+    Args:
+        root: the folder that names are relative to.
+        start: where to begin, relative to it.
+        depth: how many levels below `start` to look at; None for all.
+
+    Raises:
+        BadData: a folder cannot be listed.
+    """
+    seen: set[tuple[int, int]] = set()
+    waiting = [(start, 0)]
+    while waiting:
+        folder, level = waiting.pop()
+        files, inside = [], []
+        try:
+            status = os.stat(root / folder)
+            if (status.st_dev, status.st_ino) in seen:
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            with os.scandir(root / folder) as entries:
+                for entry in entries:
+                    if entry.name.startswith("."):
+                        continue
+                    if not entry.is_dir():
+                        files.append(entry)
+                    elif depth is None or level < depth:
+                        inside.append((f"{folder}/{entry.name}" if folder else entry.name, level + 1))
+        except OSError as error:
+            raise BadData(f"{root / folder}: expected a folder that can be listed: {error}") from error
+        yield Walked(folder, files, stamp_of(status))
+        waiting += sorted(inside, reverse=True)
 
 
 _AFTER_SLASH = b"0"

@@ -1,17 +1,15 @@
 """`folder`: plain pictures, at any depth."""
 
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from penstock.errors import BadData
 from penstock.geometry.images import decode_picture
 from penstock.readers.base import PICTURES, Memo, Reader
 from penstock.readers.fields import IMAGE, PATH
-from penstock.readers.files import Files, stamp_of
+from penstock.readers.files import Files, walk
 from penstock.readers.index import Index
 from penstock.schema import Record, Schema
 
@@ -40,13 +38,14 @@ class Folder(Reader):
         return ""
 
     def _stamps(self) -> Iterable[object]:
-        return [(folder, stamp) for folder, _, stamp in _walk(self.root)]
+        return [(folder, stamp) for folder, _, stamp in walk(self.root)]
 
     def _build(self) -> Index:
         index, paths, starts, folders = Index(), [], [0], []
-        for folder, names, _ in _walk(self.root):
+        for folder, files, _ in walk(self.root):
+            names = sorted(file.name for file in files if file.name.lower().endswith(PICTURES))
             if names:
-                paths += [os.path.join(folder, name) if folder else name for name in names]
+                paths += [f"{folder}/{name}" if folder else name for name in names]
                 folders.append(folder or ".")
                 starts.append(len(paths))
         index.put("starts", starts, "int64")
@@ -69,27 +68,3 @@ class Folder(Reader):
 
     def _decode_pixels(self, content: bytes, expected_hw: tuple[int, int] | None) -> np.ndarray:
         return decode_picture(content, exif=self.exif)
-
-
-def _walk(root: Path) -> Iterable[tuple[str, list[str], int]]:
-    """Folders below the root in order of path: relative name, pictures directly in it (sorted), stamp.
-
-    Raises:
-        BadData: a folder cannot be listed.
-    """
-    seen: set[tuple[int, int]] = set()
-    waiting = [""]
-    while waiting:
-        folder = waiting.pop()
-        try:
-            status = os.stat(root / folder)
-            if (status.st_dev, status.st_ino) in seen:
-                continue
-            seen.add((status.st_dev, status.st_ino))
-            with os.scandir(root / folder) as entries:
-                listed = [(entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith(".")]
-        except OSError as error:
-            raise BadData(f"{root / folder}: expected a folder that can be listed: {error}") from error
-        names = sorted(name for name, is_dir in listed if not is_dir and name.lower().endswith(PICTURES))
-        yield folder, names, stamp_of(status)
-        waiting += sorted((os.path.join(folder, name) for name, is_dir in listed if is_dir), reverse=True)

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -13,7 +13,7 @@ from penstock.errors import BadData, UsageError
 from penstock.geometry.channel_order import ChannelOrder, channel_order
 from penstock.readers.base import Memo, Reader
 from penstock.readers.fields import IMAGE, MASK, PATH, VISIBLE
-from penstock.readers.files import Files, stamp_of
+from penstock.readers.files import Files, walk
 from penstock.readers.index import Index
 from penstock.readers.npz import npz_names, read_npz
 from penstock.schema import Field, Record, Schema
@@ -58,8 +58,8 @@ class Masklets(Reader):
 
     def fault(self, files: Files) -> str:
         """No file of that name, in the root or in the first folders of it."""
-        for looked, (_, names, _) in enumerate(_walk(files.root)):
-            if names:
+        for looked, (_, inside, _) in enumerate(walk(files.root)):
+            if _numbered(inside):
                 return ""
             if looked >= 200:
                 break
@@ -91,11 +91,15 @@ class Masklets(Reader):
         return {"pairs": len(self) // 2, "channels": self.channels}
 
     def _stamps(self) -> Iterable[object]:
-        return [(folder, stamp) for folder, _, stamp in _walk(self.root)]
+        return [(folder, stamp) for folder, _, stamp in walk(self.root)]
 
     def _build(self) -> Index:
         index = Index()
-        paths = [f"{folder}/{name}" if folder else name for folder, names, _ in _walk(self.root) for name in names]
+        paths = [
+            f"{folder}/{name}" if folder else name
+            for folder, files, _ in walk(self.root)
+            for name in _numbered(files)
+        ]
         index.put("starts", 2 * np.arange(len(paths) + 1), "int64")
         index.put_texts("group", (path.removesuffix(".npz") for path in paths))
         return index
@@ -175,32 +179,11 @@ def _mask(values: np.ndarray) -> np.ndarray:
     return (values > (0.5 if high <= 1 else 127.5)).view(np.uint8)
 
 
-def _walk(root: Path) -> Iterator[tuple[str, list[str], int]]:
-    """Folders below the root in order of path: relative name, files directly in it (by number), stamp. Links are followed,
-    loops are not; hidden folders are left out.
-
-    Raises:
-        BadData: a folder cannot be listed.
-    """
-    seen: set[tuple[int, int]] = set()
-    waiting = [""]
-    while waiting:
-        folder = waiting.pop()
-        found: list[tuple[str, int, str]] = []
-        inside: list[str] = []
-        try:
-            status = os.stat(root / folder)
-            if (status.st_dev, status.st_ino) in seen:
-                continue
-            seen.add((status.st_dev, status.st_ino))
-            with os.scandir(root / folder) as entries:
-                for entry in entries:
-                    match = _NAME.fullmatch(entry.name)
-                    if match:
-                        found.append((entry.name[: match.start(1)], int(match[1] or -1), entry.name))
-                    elif not entry.name.startswith(".") and entry.is_dir():
-                        inside.append(f"{folder}/{entry.name}" if folder else entry.name)
-        except OSError as error:
-            raise BadData(f"{root / folder}: expected a folder that can be listed: {error}") from error
-        yield folder, [name for _, _, name in sorted(found)], stamp_of(status)
-        waiting += sorted(inside, reverse=True)
+def _numbered(files: Iterable[os.DirEntry[str]]) -> list[str]:
+    """Names of the files that hold pairs, by number."""
+    found = []
+    for file in files:
+        match = _NAME.fullmatch(file.name)
+        if match:
+            found.append((file.name[: match.start(1)], int(match[1] or -1), file.name))
+    return [name for _, _, name in sorted(found)]

@@ -15,6 +15,7 @@ from penstock.exporters.coco_video import CocoVideo
 from penstock.exporters.got10k import Got10kFolder, cover_of
 from penstock.exporters.lasot import LasotFolder, lasot_line
 from penstock.exporters.mot import Mot, mot_lines
+from penstock.exporters.run import make_exporter
 from penstock.exporters.sequences import Frame
 from penstock.exporters.text import fixed, folder_text
 from penstock.geometry.images import decode_picture
@@ -22,6 +23,7 @@ from penstock.readers.got10k import Got10k
 from penstock.readers.lasot import Lasot
 from penstock.readers.track_files import parse_boxes
 from penstock.readers.youtube_vis import YoutubeVis
+from penstock.registry import names
 from penstock.testing_exporters import ExporterTests, boxes_of, digests, make_saved_set
 from tests.exporters.data import exported, save_real, truth
 
@@ -191,6 +193,29 @@ def test_masks_agree_with_pycocotools(tmp_path: Path) -> None:
                 assert int(mask_api.area(mask_api.frPyObjects(runs, *size))) == area
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_the_toolkit_of_got10k_reads_the_same(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("got10k.datasets")
+    out = exported(tmp_path, Got10kFolder())
+    for number, (files, boxes, meta) in enumerate(datasets.GOT10k(str(out), subset="train", return_meta=True)):
+        expected, absent = truth(number)
+        np.testing.assert_allclose(boxes, expected, atol=5.1e-5)
+        assert [Path(file).name for file in files] == [f"{n:08d}.jpg" for n in range(1, 6)]
+        assert meta["absence"].tolist() == absent.tolist()
+        assert meta["object_class"] == "toy car"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_motmetrics_reads_the_same(tmp_path: Path) -> None:
+    motmetrics = pytest.importorskip("motmetrics")
+    out = exported(tmp_path, Mot())
+    for number in range(3):
+        boxes, absent = truth(number)
+        path = out / "train" / f"seq_{number + 1:06d}" / "gt" / "gt.txt"
+        table = motmetrics.io.loadtxt(str(path), fmt="mot15-2D", min_confidence=1)
+        np.testing.assert_allclose(table[["X", "Y", "Width", "Height"]], boxes[~absent], atol=5.1e-5)
+
+
 @given(st.tuples(CORNERS, CORNERS, SIDES, SIDES))
 def test_written_boxes_are_the_boxes_to_half_a_digit(box: tuple[float, float, float, float]) -> None:
     for text, first in (
@@ -328,3 +353,24 @@ def test_an_empty_folder_may_be_the_output(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     assert export(tmp_path / "set", tmp_path / "out", format=Mot()).exit_code == 0
     assert (tmp_path / "out" / "train" / "seq_000001").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("coco-video", {"segmentation": "boxes"}), ("mot", {"split": "val"}), ("got10k", {"jpeg_quality": 80}),
+        ("lasot", {}), ("webdataset", {"shard_sequences": 2}), ("parquet", {"compression": "none"}), ("store", {}),
+        ("safetensors", {}), ("rerun", {}),
+    ],
+)  # fmt: skip
+def test_exporters_are_found_by_name(name: str, options: dict[str, object]) -> None:
+    exporter = make_exporter(name, options)
+    assert exporter.name == name
+    assert exporter == type(exporter)(**options)
+    with pytest.raises(UsageError, match="no_such"):
+        make_exporter(name, {"no_such": 1})
+
+
+def test_every_registered_exporter_is_named_as_it_says() -> None:
+    for name in names("exporters"):
+        assert make_exporter(name, {}).name == name

@@ -220,9 +220,32 @@ def test_records_need_a_recipe_and_carry_all_pictures(tmp_path: Path, exporter: 
 
 @has("rerun")
 def test_a_recording_says_boxes_on_frames(tmp_path: Path) -> None:
+    from rerun.chunk import RrdReader
+
     out = exported(tmp_path, RerunRecording(), masks=True)
     assert sorted(path.name for path in out.glob("*.rrd")) == [f"seq_{n:06d}.rrd" for n in (1, 2, 3)]
-    assert (out / "seq_000001.rrd").read_bytes()[:3] == b"RRF"
+    said: dict[tuple[str, str], dict[int, Any]] = {}
+    for chunk in RrdReader(str(out / "seq_000002.rrd")).stream():
+        batch = chunk.to_record_batch()
+        for name in set(batch.schema.names) - {"frame"}:
+            frames = batch.column("frame").to_pylist() if "frame" in batch.schema.names else [-1]
+            found = said.setdefault((chunk.entity_path, name), {})
+            found |= dict(zip(frames, batch.column(name).to_pylist(), strict=True))
+    boxes = {"template": boxes_of("template", 1), "search": boxes_of("search", 1)}
+    for role, frames in (("template", [3]), ("search", [9, 12])):
+        centres = said[f"/{role}/target", "Boxes2D:centers"]
+        halves = said[f"/{role}/target", "Boxes2D:half_sizes"]
+        assert sorted(centres) == sorted(halves) == frames
+        for frame, box in zip(frames, boxes[role], strict=False):
+            np.testing.assert_allclose(np.array(centres[frame][0]) - halves[frame][0], box[:2], atol=1e-4)
+            np.testing.assert_allclose(2 * np.array(halves[frame][0]), box[2:], rtol=1e-6)
+    for role, frame in (("template", 5), ("search", 15)):
+        for entity in ("target", "mask"):
+            assert list(said[f"/{role}/{entity}", "Clear:is_recursive"]) == [frame]
+    saved = tmp_path / "set" / "seq_000002_20241201_143022" / "images" / "search" / "search_001.jpg"
+    assert bytes(said["/search", "EncodedImage:blob"][12][0]) == saved.read_bytes()
+    assert list(said["/search/forward", "Boxes2D:centers"]) == [9]
+    assert '"video": "video-1"' in said["/about", "TextDocument:text"][-1][0]
 
 
 @pytest.mark.parametrize(
