@@ -273,8 +273,8 @@ def bad_values(kind: Field, values: np.ndarray) -> Iterable[tuple[str, str, np.n
     """
     flat = values.reshape(len(values), -1)
     if values.dtype.kind == "f":
-        finite = np.isfinite(flat).all(axis=1)
-        yield "not-finite", "NaN or infinite", ~finite
+        finite = (np.isfinite(flat) | (np.isnan(flat) & kind.allows_nan)).all(axis=1)
+        yield "not-finite", "infinite" if kind.allows_nan else "NaN or infinite", ~finite
         if _WEIGHTS.fullmatch(kind.name):
             with np.errstate(invalid="ignore", over="ignore"):
                 sums = flat.sum(axis=1, dtype=np.float64)

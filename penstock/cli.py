@@ -35,6 +35,7 @@ app.command(cli_data.listed, name="list")
 app.command(cli_data.settings)
 app.command(cli_data.doctor)
 app.command(cli_sequence.sequence)
+app.command(cli_sequence.export)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -160,6 +160,59 @@ def show(path: Path, *, output: Path, json: Json = False) -> int:
     return OK
 
 
+def export(
+    path: Path,
+    *,
+    format: str,  # noqa: A002  # the name of the flag
+    output: Path,
+    pictures: Literal["saved", "source"] = "saved",
+    licence: str = "",
+    option: Many = None,
+    max_failures: str | None = None,
+    quiet: Flag = False,
+    json: Json = False,
+) -> int:
+    """Write saved sequences in another layout: COCO video, MOT, GOT-10k, LaSOT, Parquet, WebDataset, ...
+
+    Parameters
+    ----------
+    path
+        A folder of saved sequences.
+    format
+        A name of `penstock list exporters`.
+    output
+        New or empty folder.
+    pictures
+        `saved` takes those in `images`; `source` the source's own, of a set that was saved with pictures raw or both.
+    licence
+        A note that is carried into the output.
+    option
+        Options of the format, `name=value`: docs/exporting.md lists them.
+    max_failures
+        Failures that are still a success: `12`, or `0.5%`.
+    quiet
+        No progress on stderr.
+    """
+    from penstock.errors import UsageError
+    from penstock.exporters import export as run
+    from penstock.exporters.run import make_exporter
+    from penstock.registry import arguments_of, find
+
+    pairs = [text.partition("=") for text in option or ()]
+    if any(not mark for _, mark, _ in pairs):
+        raise UsageError(f"--option: expected name=value, got {option}")
+    texts = {name.replace("-", "_"): value for name, _, value in pairs}
+    options = arguments_of(find("exporters", format), format, texts)  # type: ignore[arg-type]  # a class
+    exporter = make_exporter(format, options)
+    return run_job(
+        lambda progress, stop: run(
+            path, output, format=exporter, pictures=pictures, licence=licence, max_failures=max_failures,
+            on_progress=progress, stop=stop,
+        ),
+        output, quiet=quiet, json=json,
+    )  # fmt: skip
+
+
 def sequence_findings(path: Path, on_progress: "Callable[[int, int], None]") -> "Findings":
     """What `penstock verify` says of a folder of saved sequences."""
     from penstock.check import Findings

@@ -18,6 +18,7 @@ import penstock
 from penstock.errors import BadData, OutputFull, OutputRefused, UsageError
 from penstock.jobs import Job, Launcher, Sink
 from penstock.launch.local import Inline, Local
+from penstock.launch.ray import Ray
 from penstock.readers.sa1b_tar import Sa1bTar, Sa1bTarStream, open_sa1b_tars
 from penstock.report import Budget, Report
 from penstock.schema import Record
@@ -74,6 +75,10 @@ class ConvertConfig:
     """Rows of a part; by default what makes parts of 16 GiB."""
     timeout_s: float | None = None
     """Seconds that one sample may take."""
+    launcher: Literal["local", "ray"] = "local"
+    """Where workers run: processes of this machine, or actors on every node of a Ray cluster."""
+    ray_address: str | None = None
+    """Of the Ray cluster: "auto", "HOST:PORT" or "ray://HOST:PORT"; by default RAY_ADDRESS, or else one started here."""
 
     def __post_init__(self) -> None:
         checks = [
@@ -83,6 +88,8 @@ class ConvertConfig:
             ("max_samples", self.max_samples is None or self.max_samples > 0, "a positive number"),
             ("part_rows", self.part_rows is None or self.part_rows > 0, "a positive number"),
             ("timeout_s", self.timeout_s is None or self.timeout_s > 0, "a positive number of seconds"),
+            ("launcher", self.launcher == "local" or self.workers, "local with workers 0: they run in this process"),
+            ("ray_address", self.launcher == "ray" or self.ray_address is None, "none with the local launcher"),
         ]
         for name, holds, expected in checks:
             if not holds:
@@ -119,6 +126,12 @@ def convert_sa1b_tar(
         OutputFull: no room; what was committed is kept.
     """
     offers, stage = _open_input(config)
+    is_stream = isinstance(offers.inner, Sa1bTarStream)
+    if is_stream and config.launcher == "ray":
+        raise UsageError(
+            "launcher ray: compressed TARs and pipes are read by the driver alone; give plain TARs, or use local"
+        )
+    launcher = _launcher(config)
     report = Report(command=COMMAND, output=str(config.output_dir))
     if config.max_failures is not None:
         report.budget = Budget.parse(config.max_failures)
@@ -128,11 +141,11 @@ def convert_sa1b_tar(
         offers=offers,
         stage=stage,
         sink=_open_sink(config, stage, disk),
-        launcher=_launcher(config),
+        launcher=launcher,
         report=report,
         budget=Budget.parse(config.max_failures) if config.max_failures is not None else None,
         retry_failed=config.retry_failed,
-        is_stream=isinstance(offers.inner, Sa1bTarStream),
+        is_stream=is_stream,
         max_rows=config.max_samples,
         on_progress=on_progress,
         stop=stop,
@@ -301,6 +314,10 @@ def _open_sink(config: ConvertConfig, stage: Sa1bConvert, disk: Disk | None) -> 
 
 
 def _launcher(config: ConvertConfig) -> Launcher:
+    if config.launcher == "ray":
+        return Ray(
+            config.workers if config.workers > 0 else None, address=config.ray_address, timeout_s=config.timeout_s
+        )
     workers = _workers(config)
     return Local(workers, timeout_s=config.timeout_s) if workers else Inline()
 

@@ -114,9 +114,10 @@ def sizes(source: Source, looked: Looked) -> dict[str, object]:
 
 
 def _plain(options: dict[str, object]) -> dict[str, object]:
+    listed = {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
     return {
         name: value if isinstance(value, (str, int, float, bool, list, type(None))) else str(value)
-        for name, value in options.items()
+        for name, value in listed.items()
     }
 
 

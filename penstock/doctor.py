@@ -8,7 +8,7 @@ from typing import Literal
 from penstock.describe import look
 from penstock.doctor_machine import check_disks, check_machine, check_packages
 from penstock.doctor_verdict import Verdict, fail, off, ok, warn
-from penstock.errors import MissingExtra, PenstockError, SourceNotFound
+from penstock.errors import MissingExtra, PenstockError, SourceNotFound, UsageError
 from penstock.geometry.channel_order import channel_order
 from penstock.readers.base import Reader
 from penstock.readers.masklets import Masklets
@@ -124,13 +124,13 @@ def _folder(key: Key, path: Path, sample: int) -> Iterator[Verdict]:
         yield fail("datasets", key.name, f"{path}: {what}", f"correct {key.name} ({key.meaning}), or unset it")
         return
     if key.name == "binary_data_dir":
-        yield from _dataset(key, lambda: open_store(path), "store", sample)
+        yield from _dataset(key, path, lambda: open_store(path), "store", sample)
         return
     if not key.readers:
         entries = sum(1 for _ in path.iterdir())
         yield ok("datasets", key.name, f"{path}: a folder with {entries} entries; no reader looks into it")
         return
-    found = [(reader, list(_dataset(key, _opener(reader, path), reader, sample))) for reader in key.readers]
+    found = [(reader, list(_dataset(key, path, _opener(reader, path), reader, sample))) for reader in key.readers]
     fitting = [verdicts for _, verdicts in found if not verdicts[0].is_absent]
     for verdicts in fitting or [verdicts for _, verdicts in found]:
         yield from verdicts
@@ -145,7 +145,7 @@ def _opener(reader: str, path: Path) -> Callable[[], Source]:
     return opened
 
 
-def _dataset(key: Key, opener: Callable[[], Source], reader: str, sample: int) -> Iterator[Verdict]:
+def _dataset(key: Key, path: Path, opener: Callable[[], Source], reader: str, sample: int) -> Iterator[Verdict]:
     section = "datasets"
     try:
         source = opener()
@@ -154,6 +154,10 @@ def _dataset(key: Key, opener: Callable[[], Source], reader: str, sample: int) -
         return
     except MissingExtra as error:
         yield fail(section, key.name, str(error), str(error).rpartition(": ")[2])
+        return
+    except UsageError as error:  # opened without options: it holds several parts, and the reader asks which
+        how = f"nothing is wrong; to look into one: penstock info '{reader}:{path}?OPTION=VALUE'"
+        yield warn(section, key.name, f"{reader}: not looked into: {error}", how)
         return
     except (PenstockError, OSError) as error:
         yield fail(section, key.name, f"{reader}: {error}", "mend or replace the file named, then run doctor again")

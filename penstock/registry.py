@@ -3,6 +3,7 @@ theirs through the entry points `penstock.readers`, `penstock.stages` and `penst
 
 import inspect
 import logging
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -44,7 +45,17 @@ TABLES: dict[str, dict[str, str]] = {
     "stages": {"sa1b-convert": "penstock.stages.convert:Sa1bConvert"},
     "launchers": {"inline": "penstock.launch.local:Inline", "local": "penstock.launch.local:Local"},
     "models": {},
-    "exporters": {},
+    "exporters": {
+        "coco-video": "penstock.exporters.coco_video:CocoVideo",
+        "got10k": "penstock.exporters.got10k:Got10kFolder",
+        "lasot": "penstock.exporters.lasot:LasotFolder",
+        "mot": "penstock.exporters.mot:Mot",
+        "parquet": "penstock.exporters.parquet:ParquetTable",
+        "rerun": "penstock.exporters.rerun:RerunRecording",
+        "safetensors": "penstock.exporters.safetensors:Safetensors",
+        "store": "penstock.exporters.store:StoreOfSequences",
+        "webdataset": "penstock.exporters.webdataset:WebDataset",
+    },
 }
 
 _NAMED = re.compile(r"([a-z0-9][a-z0-9-]*):(.*)", re.DOTALL)
@@ -105,11 +116,11 @@ def parse_source(text: str) -> SourceName:
         UsageError: it names no known reader and no path that exists, or options twice.
     """
     match = _NAMED.fullmatch(text)
-    if Path(text).exists() or not match:
+    if os.path.exists(text) or not match:  # unlike Path.exists false, not an error, where a name is too long
         return SourceName("", text, {})
     reader, rest = match.groups()
     find("readers", reader)
-    path, mark, query = (rest, "", "") if Path(rest).exists() else rest.rpartition("?")
+    path, mark, query = (rest, "", "") if os.path.exists(rest) else rest.rpartition("?")
     pairs = parse_qsl(query.replace("+", "%2B"), keep_blank_values=True) if mark else []  # refcoco+ is a name
     options = dict(pairs)
     if len(options) < len(pairs):
@@ -171,20 +182,23 @@ def _open(name: SourceName) -> Source:
         from penstock.settings import load_settings, reader_path
 
         path = str(reader_path(load_settings().settings, name.reader))
-    return make(path, **_arguments(make, name))
+    return make(path, **arguments_of(make, name.reader, name.options))
 
 
-def _arguments(make: Callable[..., object], name: SourceName) -> dict[str, object]:
-    """The options as the reader's keyword arguments want them."""
+def arguments_of(make: Callable[..., object], name: str, options: Mapping[str, str]) -> dict[str, object]:
+    """Options given as text, as the keyword-only arguments of what they are for, by their types.
+
+    Raises:
+        UsageError: there is no such option, or the text is no value of its type; both are named.
+    """
     function = make.__init__ if inspect.isclass(make) else make
     hints = get_type_hints(function)
     parameters = inspect.signature(function).parameters.values()
     known = {each.name: hints.get(each.name, str) for each in parameters if each.kind is each.KEYWORD_ONLY}
-    known.pop("files", None)
-    unknown = sorted(set(name.options) - set(known))
+    unknown = sorted(set(options) - set(known))
     if unknown:
-        raise UsageError(f"{name.reader}: no option {', '.join(unknown)}; there are {', '.join(known) or 'none'}")
-    return {option: _value(option, text, known[option]) for option, text in name.options.items()}
+        raise UsageError(f"{name}: no option {', '.join(unknown)}; there are {', '.join(known) or 'none'}")
+    return {option: _value(option, text, known[option]) for option, text in options.items()}
 
 
 def _value(option: str, text: str, hint: object) -> object:

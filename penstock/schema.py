@@ -36,6 +36,8 @@ class Field:
     """One sentence: unit, range, coordinate frame, box format."""
     file: str = ""
     """Stem of the file that holds it. Fixed fields may share one; empty means the field's own name."""
+    allows_nan: bool = False
+    """Whether NaN says that there is no number: a box of a frame without the target, a time where no rate is known."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", (None,) if self.is_text and not self.shape else tuple(self.shape))
@@ -111,8 +113,9 @@ class Field:
         return np.ascontiguousarray(array, target).reshape(array.shape)
 
     def to_json(self) -> dict[str, object]:
-        """Plain values, fit for json.dumps."""
-        return {**asdict(self), "shape": list(self.shape)}
+        """Plain values, fit for json.dumps. `allows_nan` is there only where it is true."""
+        values = {**asdict(self), "shape": list(self.shape)}
+        return values if self.allows_nan else {name: value for name, value in values.items() if name != "allows_nan"}
 
 
 @dataclass(frozen=True)

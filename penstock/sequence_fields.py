@@ -105,14 +105,13 @@ def _raw_fields(shape: SampleShape) -> list[Field]:
     ]
     for role, count in zip(ROLES, (shape.num_template, shape.num_search), strict=True):
         fields += [
-            Field(name=f"{role}_boxes", dtype="float64", shape=(count, 4), axes="N 4", kind="boxes", meaning=_PIXELS),
+            _boxes(f"{role}_boxes", (count, 4), "N 4"),
             *_numbers(role, count, axes="N"),
             Field(name=f"{role}_paths", dtype="str", kind="text", meaning="files in the source's root, a line each"),
         ]
     for name, count in zip(_HISTORIES, (shape.num_backward, shape.num_forward), strict=True):
-        anno = f"gt_sequence_anno_{name}"
         fields += [
-            Field(name=anno, dtype="float64", shape=(count, 4), axes="T 4", kind="boxes", meaning=_PIXELS),
+            _boxes(f"gt_sequence_anno_{name}", (count, 4), "T 4"),
             *_numbers(name, count, axes="T"),
             Field(
                 name=f"{name}_padded",
@@ -122,10 +121,19 @@ def _raw_fields(shape: SampleShape) -> list[Field]:
                 meaning="repeated: the video is too short",
             ),
             Field(
-                name=f"{name}_time", dtype="float64", shape=(count,), axes="T", meaning="seconds from the first frame"
+                name=f"{name}_time",
+                dtype="float64",
+                shape=(count,),
+                axes="T",
+                meaning="seconds from the first frame; NaN where no rate is known",
+                allows_nan=True,
             ),
         ]
     return fields
+
+
+def _boxes(name: str, shape: tuple[int, int], axes: str) -> Field:
+    return Field(name=name, dtype="float64", shape=shape, axes=axes, kind="boxes", meaning=_PIXELS, allows_nan=True)
 
 
 def _numbers(name: str, count: int, *, axes: str) -> list[Field]:

@@ -77,7 +77,10 @@ class Problem:
 
 
 class Offers(Protocol):
-    """What a job works on: candidates in input order, and random access to those that carry an index."""
+    """What a job works on: candidates in input order, and random access to those that carry an index.
+
+    Offers with `__getitems__(indices)` are asked for the rows of a batch at once, and row by row where that fails.
+    """
 
     @property
     def schema(self) -> Schema:
@@ -117,6 +120,11 @@ class SourceOffers:
 
     def __getitem__(self, index: int) -> Record:
         return self.source[index]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Record]:
+        """Records of several rows, in one call of the source where it has one: what rows share is read once."""
+        batched: Callable[[Sequence[int]], list[Record]] | None = getattr(self.source, "__getitems__", None)
+        return batched(indices) if batched else [self.source[index] for index in indices]
 
 
 class Subset:

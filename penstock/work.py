@@ -1,6 +1,6 @@
 """What a worker does: fetch records, run the stage, write rows, and say how each row ended. Also the stage's protocol."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -103,7 +103,7 @@ class Work:
         if not self.is_ready:
             self.stage.setup(self.device)
             self.is_ready = True
-        fetched = [self._fetch(order) for order in orders]
+        fetched = self._fetch(orders)
         wanted = [order.is_companion or order.ticket is not None for order in orders]
         good = [number for number, (record, _) in enumerate(fetched) if record is not None and wanted[number]]
         computed = self._compute([fetched[number][0] for number in good])  # type: ignore[misc]  # None was sorted out
@@ -125,17 +125,30 @@ class Work:
                 results[places[ticket]] = replace(finished, content=results[places[ticket]].content)
         return results
 
-    def _fetch(self, order: Order) -> tuple[Record | None, Finished]:
-        candidate = order.candidate
+    def _fetch(self, orders: Sequence[Order]) -> list[tuple[Record | None, Finished]]:
+        """The record of each order, or why there is none."""
+        records: list[Record | Exception | None] = [order.candidate.record for order in orders]
+        places = [number for number, order in enumerate(orders) if order.candidate.index is not None and self.offers]
+        indices = [order.candidate.index for order in (orders[place] for place in places)]
+        for place, found in zip(places, self._read(indices), strict=True):  # type: ignore[arg-type]  # None was sorted out
+            records[place] = found
+        return [_fetched(order, record) for order, record in zip(orders, records, strict=True)]
+
+    def _read(self, indices: Sequence[int]) -> list[Record | Exception]:
+        """Several rows at once where the offers can, so that what they share is read once; if that fails, half of them."""
+        assert self.offers is not None or not indices
+        batched: Callable[[Sequence[int]], list[Record]] | None = getattr(self.offers, "__getitems__", None)
+        if len(indices) > 1 and batched is None:
+            return [self._read([index])[0] for index in indices]
         try:
-            record = candidate.record
-            if candidate.index is not None and self.offers is not None:
-                record = self.offers[candidate.index]
+            if batched is not None:
+                return [*batched(indices)]
+            return [self.offers[index] for index in indices]  # type: ignore[index]  # there are no indices without
         except Exception as error:  # noqa: BLE001  # the per-row boundary: recorded, counted, budgeted
-            return None, _failed(error)
-        if record is None:
-            return None, Finished(error="SchemaError", message=f"{candidate.key}: offered without a record")
-        return record, Finished(content=hash_record(record))
+            if len(indices) == 1:
+                return [error]
+        half = len(indices) // 2
+        return self._read(indices[:half]) + self._read(indices[half:])
 
     def _compute(self, records: list[Record]) -> list[Record | Exception]:
         if not records:
@@ -177,6 +190,14 @@ def hash_record(record: Record) -> int:
         digest.update(f"{name} {len(raw)}\n".encode())
         digest.update(raw if isinstance(raw, bytes) else raw.data)
     return digest.intdigest() or 1
+
+
+def _fetched(order: Order, record: Record | Exception | None) -> tuple[Record | None, Finished]:
+    if isinstance(record, Exception):
+        return None, _failed(record)
+    if record is None:
+        return None, Finished(error="SchemaError", message=f"{order.candidate.key}: offered without a record")
+    return record, Finished(content=hash_record(record))
 
 
 def _failed(error: Exception) -> Finished:

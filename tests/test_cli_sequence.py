@@ -59,7 +59,10 @@ def test_report_and_picture(saved: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert main(["sequence", "report", str(saved), "--json"]) == 0
     page = Path(str(output_of(capsys)["output"]))
     assert page.read_text(encoding="utf-8").startswith("<!")
-    assert main(["sequence", "report", str(saved), "--compare", str(saved), "--output", str(saved.parent / "two.html")]) == 0
+    assert (
+        main(["sequence", "report", str(saved), "--compare", str(saved), "--output", str(saved.parent / "two.html")])
+        == 0
+    )
     first = next(iter(saved.glob("seq_*")))
     assert main(["sequence", "show", str(first), "--output", str(saved.parent / "x.gif")]) == 0
     assert (saved.parent / "x.gif").read_bytes().startswith(b"GIF8")
@@ -95,3 +98,20 @@ def test_misuse_is_said_and_touches_nothing(
     assert main(["sequence", "save", "--workers", "0", *(word.format(tmp_path) for word in arguments)]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_export_and_its_refusals(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = saved.parent / "mot"
+    assert (
+        main(["export", str(saved), "--format", "mot", "--output", str(out), "--option", "split=test", "--quiet"]) == 0
+    )
+    assert (out / "test" / "seq_000001" / "gt" / "gt.txt").is_file()
+    for more, message in (
+        (["--format", "mot", "--output", str(out)], "not empty"),
+        (["--format", "mott", "--output", str(out)], "known: coco-video"),
+        (["--format", "mot", "--output", str(out), "--option", "split"], "name=value"),
+        (["--format", "mot", "--output", str(out), "--option", "x=1"], "no option x"),
+    ):
+        assert main(["export", str(saved), *more]) == 2
+        assert message in capsys.readouterr().err
+    assert main(["export", str(saved.parent / "lasot"), "--format", "mot", "--output", str(saved.parent / "no")]) == 2

@@ -63,6 +63,19 @@ def test_half_is_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert main(["doctor", "--quiet"]) == 0
 
 
+def test_a_dataset_with_several_splits_is_no_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for split in ("train2017", "val2017"):
+        write_coco_instances(tmp_path / "coco", split=split)
+    monkeypatch.setenv("PENSTOCK_COCO_DIR", str(tmp_path / "coco"))
+    diagnosis = examine()
+    assert diagnosis.is_sound
+    ((status, message),) = named(diagnosis, "coco_dir")
+    assert status == "warn"
+    assert "train2017, val2017" in message
+    (how,) = (one.next_step for one in diagnosis.verdicts if one.name == "coco_dir")
+    assert f"penstock info 'coco-instances:{tmp_path / 'coco'}?" in how
+
+
 def test_faults_are_said_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_coco_instances(tmp_path / "data" / "coco")
     (tmp_path / "file").write_text("")

@@ -41,7 +41,6 @@ class Output:
         path = self.path / name
         if not self._sizes.get(name):
             path.parent.mkdir(parents=True, exist_ok=True)
-            self.disk.resize(path, 0)
         self.disk.write(path, content, self._sizes.get(name, 0))
         self._sizes[name] = self._sizes.get(name, 0) + len(content)
 

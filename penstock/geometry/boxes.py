@@ -142,7 +142,8 @@ def box_faults(
     checks = [(~finite, "not finite"), (empty, "empty")]
     if size_hw is not None:
         limits = np.array(size_hw[::-1], np.float64)
-        starts, ends = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
+        with np.errstate(invalid="ignore"):  # infinite sides: not finite, found above
+            starts, ends = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
         checks.append((finite & ~empty & ((starts >= limits) | (ends <= 0)).any(axis=1), "outside the picture"))
         if whole:
             checks.append((((starts < 0) | (ends > limits)).any(axis=1), "across the border"))

@@ -48,7 +48,7 @@ def channel_order(pictures: Sequence[np.ndarray]) -> ChannelOrder:
     """Guesses the order of the channels, and says "unsure" rather than be wrong.
 
     Each scene scores (usual colours - swapped colours) / (both + 0.08), all as shares of its pixels. The mean is taken
-    for an answer where it reaches 0.1 + 0.8 / sqrt(scenes). How often it is right: docs/layouts, section masklets.
+    for an answer where it reaches 0.1 + 0.8 / sqrt(scenes). How often it is right: docs/layouts/masklets.md.
 
     Args:
         pictures: (H, W, 3) uint8 each, said to be RGB; natural photographs. 8 or more of different scenes are wanted.

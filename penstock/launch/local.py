@@ -8,24 +8,17 @@ import pickle
 import signal
 import sys
 import tempfile
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import contextmanager
-from dataclasses import replace
 from multiprocessing import resource_tracker
 from pathlib import Path
 
 from pebble import ProcessExpired, ProcessPool
 
-from penstock.work import Finished, Order, Work
-
-Batch = Sequence[Order]
-Results = Sequence[Finished]
-
-MAX_ATTEMPTS = 2
-"""A single row whose worker died is tried once more, alone: the first death may have been another row's doing."""
+from penstock.launch.drive import Batch, Lost, Results, drive
+from penstock.work import Work
 
 _PR_SET_PDEATHSIG = 1
 _HELD_BACK = {signal.SIGINT}
@@ -82,7 +75,8 @@ class Local:
             with _signals_held_back():
                 if not pool.active:  # asking starts the workers, in this thread
                     raise RuntimeError("the pool of workers did not start")
-            yield from self._drive(pool, batches)
+            capacity = self.workers * self.ahead
+            yield from drive(_Pool(pool, capacity=capacity, timeout_s=self.timeout_s), batches)
             pool.close()  # type: ignore[no-untyped-call]  # pebble types its methods in part
             pool.join()
         except BaseException:  # also GeneratorExit: whoever gives up the run gives up its workers
@@ -90,51 +84,36 @@ class Local:
             pool.join()
             raise
 
-    def _drive(self, pool: ProcessPool, batches: Iterator[Batch | None]) -> Iterator[tuple[Batch, Results]]:
-        flying: dict[Future[Results], Batch] = {}
-        again: deque[Batch] = deque()
-        ended = False
-        while flying or again or not ended:
-            drain = False
-            while not drain and len(flying) < self.workers * self.ahead:
-                if again:
-                    batch: Batch | None = again.popleft()
-                else:
-                    batch = None if ended else next(batches, _END)
-                if batch is _END:
-                    ended = True
-                    batch = None
-                if batch is None:
-                    drain = True
-                else:
-                    limit = self.timeout_s * len(batch) if self.timeout_s else None
-                    flying[pool.schedule(_call, args=[batch], timeout=limit)] = batch
-            for future in wait(flying, return_when=FIRST_COMPLETED).done:
-                batch = flying.pop(future)
-                results, retries = _harvest(future, batch)
-                again += retries
-                if results:
-                    yield batch, results
+
+class _Pool:
+    """A pool of processes as a crew. The pool restarts what dies, and knows which batch it died of."""
+
+    def __init__(self, pool: ProcessPool, *, capacity: int, timeout_s: float | None) -> None:
+        self._pool = pool
+        self._capacity = capacity
+        self._timeout_s = timeout_s
+        self._flying: dict[Future[Results], Batch] = {}
+
+    @property
+    def has_room(self) -> bool:
+        return len(self._flying) < self._capacity
+
+    def submit(self, batch: Batch) -> None:
+        limit = self._timeout_s * len(batch) if self._timeout_s else None
+        self._flying[self._pool.schedule(_call, args=[batch], timeout=limit)] = batch
+
+    def wait(self) -> list[tuple[Batch, Results | Lost | None]]:
+        done = wait(self._flying, return_when=FIRST_COMPLETED).done
+        return [(self._flying.pop(future), _harvest(future)) for future in done]
 
 
-_END: Batch = ()
-
-
-def _harvest(future: "Future[Results]", batch: Batch) -> tuple[Results, list[Batch]]:
-    """The results of a batch; or, where its worker died or ran out of time, the smaller batches to try instead."""
+def _harvest(future: "Future[Results]") -> Results | Lost:
     try:
-        return future.result(), []
-    except (ProcessExpired, FutureTimeout) as error:
-        if len(batch) > 1:
-            half = len(batch) // 2
-            return (), [batch[:half], batch[half:]]
-        (order,) = batch
-        timed_out = isinstance(error, FutureTimeout)
-        if order.attempt < MAX_ATTEMPTS and not timed_out:
-            return (), [[replace(order, attempt=order.attempt + 1)]]
-        reason = "ran out of time" if timed_out else f"its worker died (exit code {getattr(error, 'exitcode', '?')})"
-        name = "TimeoutError" if timed_out else "WorkerDied"
-        return [Finished(error=name, message=f"{order.candidate.key}: {reason}, {order.attempt} attempts")], []
+        return future.result()
+    except ProcessExpired as error:
+        return Lost(reason=f"its worker died (exit code {getattr(error, 'exitcode', '?')})")
+    except FutureTimeout:
+        return Lost(reason="ran out of time", timed_out=True)
 
 
 @contextmanager

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
+from penstock.errors import BadData
+
 if TYPE_CHECKING:
     import torch
     from PIL import Image
@@ -26,8 +28,16 @@ class PictureTransform:
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
 
 
+class BadVectors(BadData):
+    """Some rows of a batch have no direction: NaN, infinite, or all zeros. `rows` are their places in the batch."""
+
+    def __init__(self, message: str, rows: Sequence[int] = ()) -> None:
+        super().__init__(message)
+        self.rows = tuple(rows)
+
+
 class Embedder(Protocol):
-    """Pictures to unit vectors."""
+    """Pictures to unit vectors. Pickles without its weights, which are loaded again where they are needed."""
 
     spec: str
     """`TYPE:NAME`, as given."""
@@ -40,10 +50,18 @@ class Embedder(Protocol):
         """What the vectors depend on: spec, dim, transform, hash of the weights, precision. Plain values."""
         ...
 
+    def libraries(self) -> Mapping[str, str]:
+        """Version of each library that the vectors were made with: recorded in a store, never compared."""
+        ...
+
     def embed(self, pixels: "torch.Tensor") -> "torch.Tensor":
         """(N, 3, h, w) float32, normalised by `transform`, on any device, to (N, dim) float32 on `device`, rows of norm 1.
 
         N is what the caller likes: where memory is short the batch is halved, and the smaller size remembered.
+
+        Raises:
+            BadVectors: some vectors have no direction; `rows` says which.
+            PenstockError: not even one picture fits into memory.
         """
         ...
 

@@ -8,9 +8,9 @@ from typing import ClassVar, TypeVar
 import numpy as np
 import xxhash
 
-from penstock.errors import BadData, SourceNotFound
+from penstock.errors import BadData, PenstockError, SourceNotFound
 from penstock.geometry.images import decode_picture
-from penstock.readers.files import Files, FolderFiles, ForkLock
+from penstock.readers.files import Files, FolderFiles, ForkLock, nearby
 from penstock.readers.index import Index, cached_index, fingerprint_of
 from penstock.schema import Record, Schema
 from penstock.source import Group, Lookup, Problem, check_index
@@ -62,7 +62,8 @@ class Reader:
         if not self._length:
             reasons = "; ".join(f"{problem.path}: {problem.message}" for problem in self.problems[:3])
             raise SourceNotFound(
-                f"{self.root}: a {self.name} dataset without rows (options {self.options}): {reasons or 'no annotation'}"
+                f"{self.root}: a {self.name} dataset without rows (options {self.options}): "
+                f"{reasons or f'expected {self.layout}'}"
             )
 
     def fault(self, files: Files) -> str:
@@ -211,19 +212,19 @@ class Reader:
             self.pictures_decoded += 1
 
     def _fault_of_root(self) -> str:
-        if isinstance(self.files, FolderFiles) and not self.root.is_dir():
-            return "there is no such folder" if not self.root.exists() else "it is no folder"
+        if isinstance(self.files, FolderFiles) and not os.path.isdir(self.root):
+            return "there is no such folder" if not os.path.exists(self.root) else "it is no folder"
         return self.fault(self.files)
 
     def _hint(self) -> str:
         """A root nearby that looks right, one or two levels up or down."""
         if not isinstance(self.files, FolderFiles):
             return ""
-        for folder in _nearby(self.root):
+        for folder in nearby(self.root):
             try:
                 if not self.fault(FolderFiles(folder)):
                     return f" Did you mean {folder}?"
-            except BadData:
+            except PenstockError:
                 continue
         return ""
 
@@ -270,24 +271,3 @@ def some(members: Sequence[object], most: int = 5) -> str:
     """The first of a list, for a message, and how many there are."""
     listed = ", ".join(str(member) for member in members[:most])
     return listed if len(members) <= most else f"{listed}, ... ({len(members)} in all)"
-
-
-def _nearby(root: Path) -> Iterable[Path]:
-    """Folders that a wrong root may have meant: up to two levels up, then two levels down (at most 200)."""
-    if not root.is_dir():
-        known = next((folder for folder in root.absolute().parents if folder.is_dir()), None)
-        return [] if known is None else [known]
-    found = list(root.absolute().parents)[:2]
-    below = [root]
-    for _ in range(2):
-        below = [Path(entry.path) for folder in below for entry in _folders(folder)][:200]
-        found += below
-    return found
-
-
-def _folders(folder: Path) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as entries:
-            return sorted((entry for entry in entries if entry.is_dir()), key=lambda entry: entry.name)
-    except OSError:
-        return []

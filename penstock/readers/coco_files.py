@@ -27,7 +27,7 @@ from penstock.readers.coco_columns import (
     picture_names,
     pictures_of,
 )
-from penstock.readers.files import Files, FolderFiles
+from penstock.readers.files import Files
 from penstock.readers.index import Index
 from penstock.schema import Field, Record
 from penstock.source import Problem
@@ -49,7 +49,6 @@ class CocoReader(Reader):
 
     Args:
         root: the folder that holds `annotations`.
-        files: where the files lie, if not in the folder.
         split: as `choose_splits`.
         annotations: one annotation file by name, in `annotations` or relative to the root; then there is no `split`.
         images: folder of the photos relative to the root, where it is none of the usual.
@@ -68,7 +67,6 @@ class CocoReader(Reader):
         self,
         root: Path | str,
         *,
-        files: Files | None = None,
         split: str | None = None,
         annotations: str | None = None,
         images: str | None = None,
@@ -77,7 +75,7 @@ class CocoReader(Reader):
         self.annotations = annotations
         self.images = images
         self._missing: list[Problem] = []
-        where = FolderFiles(root) if files is None else files
+        where = self._open(Path(root))
         self.splits = self._chosen(where, split)
         named = {"split": ",".join(self.splits), "annotations": annotations, "images": images}
         super().__init__(root, files=where, options=named | dict(options))

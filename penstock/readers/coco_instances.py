@@ -17,11 +17,21 @@ from penstock.geometry.polygons import segmentation_to_mask
 from penstock.readers.base import Memo
 from penstock.readers.coco_columns import Pictures, SplitRows, Tally, annotation_columns, arrange, listed, split_rows
 from penstock.readers.coco_files import LABEL, CocoReader
-from penstock.readers.fields import AREA, BOX, CATEGORY, CATEGORY_ID, IMAGE, IMAGE_ID, ISCROWD, MASK, PATH
-from penstock.readers.files import Files, FolderFiles, LmdbFiles
-from penstock.schema import Field, Record, Schema
+from penstock.readers.fields import (
+    ANNOTATION_ID,
+    AREA,
+    BOX,
+    CATEGORY,
+    CATEGORY_ID,
+    IMAGE,
+    IMAGE_ID,
+    ISCROWD,
+    MASK,
+    PATH,
+)
+from penstock.readers.files import Files, LmdbFiles
+from penstock.schema import Record, Schema
 
-ANNOTATION_ID = Field(name="annotation_id", dtype="int64", kind="number", meaning="the dataset's id of the annotation")
 _HUNDREDTHS, _JSON = b"\0", b"\1"
 _CHUNK = 4096
 
@@ -68,7 +78,6 @@ class CocoInstances(CocoReader):
         self.min_side = min_side
         super().__init__(
             root,
-            files=self._open(root),
             split=split,
             annotations=annotations,
             images=images,
@@ -78,9 +87,6 @@ class CocoInstances(CocoReader):
     def segmentation(self, index: int) -> object:
         """The annotation's `segmentation`: a list of polygons (lists of float), or RLE, as the JSON has it."""
         return unpack_segmentation(self.index.raw("segmentation", range(len(self))[index]))
-
-    def _open(self, root: Path | str) -> Files:
-        return FolderFiles(root)
 
     def _split_rows(self, content: dict[str, Any], pictures: Pictures, tally: Tally, where: str) -> SplitRows:
         entries = listed(content, "annotations", where)
@@ -119,7 +125,7 @@ class CocoLmdb(CocoInstances):
     name = "coco-lmdb"
     layout = "an LMDB with the keys annotations/instances_<split>.json and images/<split>/<file>"
 
-    def _open(self, root: Path | str) -> Files:
+    def _open(self, root: Path) -> Files:
         return LmdbFiles(root)
 
 

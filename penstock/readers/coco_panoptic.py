@@ -13,6 +13,7 @@ import numpy as np
 
 from penstock.errors import BadData
 from penstock.geometry.id_pngs import read_panoptic_png
+from penstock.geometry.masks import nearest
 from penstock.readers.base import Memo
 from penstock.readers.coco_columns import Pictures, SplitRows, Tally, annotation_columns, arrange, listed, split_rows
 from penstock.readers.coco_files import LABEL, CocoReader, joined
@@ -162,10 +163,6 @@ class CocoPanoptic(CocoReader):
                     f"{self.files.root}: {path}: expected the photo's size, {size_hw[0]} x {size_hw[1]} (height x width), "
                     f"got {ids.shape[0]} x {ids.shape[1]}; resize=nearest stretches it"
                 )
-            rows, columns = (
-                (2 * np.arange(wanted) + 1) * found // (2 * wanted)
-                for wanted, found in zip(size_hw, ids.shape, strict=True)
-            )
-            ids = ids[rows][:, columns]
+            ids = nearest(ids, size_hw)
         ids.flags.writeable = False
         return ids

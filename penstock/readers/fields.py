@@ -12,6 +12,9 @@ IMAGE = Field(
 )
 PATH = Field(name="path", dtype="str", kind="text", meaning="file that the picture comes from, relative to the root")
 IMAGE_ID = Field(name="image_id", dtype="str", kind="text", meaning="the dataset's id of the picture, zeros kept")
+ANNOTATION_ID = Field(
+    name="annotation_id", dtype="int64", kind="number", meaning="the dataset's own number of the annotation"
+)
 BOX = Field(
     name="box",
     dtype="float32",
@@ -39,7 +42,11 @@ VIDEO = Field(name="video", dtype="str", kind="text", meaning="name of the video
 OBJECT = Field(name="object", dtype="str", kind="text", meaning="id of the object within its video")
 FRAME = Field(name="frame", dtype="int32", kind="number", meaning="position of the picture in its video, from 0")
 TIME = Field(
-    name="time", dtype="float64", kind="number", meaning="seconds from the first frame; NaN where no rate is known"
+    name="time",
+    dtype="float64",
+    kind="number",
+    meaning="seconds from the first frame; NaN where no rate is known",
+    allows_nan=True,
 )
 VALID = Field(name="valid", dtype="bool", kind="flag", meaning="there is an annotation, of positive width and height")
 VISIBLE = Field(

@@ -5,7 +5,7 @@ import stat
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, cast
 
 import xxhash
 
@@ -65,6 +65,8 @@ class FolderFiles:
                 return file.read()
         except OSError as error:
             raise BadData(f"{self.root / path}: expected a file that can be read: {error.strerror or error}") from error
+        except ValueError as error:  # a zero byte in the name
+            raise BadData(f"{self.root}: {path!r}: expected the path of a file: {error}") from error
 
     def exists(self, path: str) -> bool:
         """See `Files.exists`."""
@@ -74,7 +76,7 @@ class FolderFiles:
         """See `Files.names`."""
         try:
             return sorted(os.listdir(os.path.join(self.root, folder)))
-        except (FileNotFoundError, NotADirectoryError):
+        except (FileNotFoundError, NotADirectoryError, ValueError):  # the last: a zero byte in the name
             return []
         except OSError as error:  # a loop of symbolic links, no permission
             raise BadData(f"{self.root / folder}: expected a folder that can be listed: {error}") from error
@@ -83,7 +85,7 @@ class FolderFiles:
         """See `Files.stamp`."""
         try:
             status = os.stat(os.path.join(self.root, path))
-        except OSError:
+        except (OSError, ValueError):  # the latter: a zero byte in the name
             return 0
         return stamp_of(status)
 
@@ -226,15 +228,48 @@ def _open_lmdb(root: Path) -> object:
         import lmdb
     except ImportError as error:
         raise MissingExtra("lmdb", "lmdb", "reading an LMDB") from error
-    if not root.exists():
-        raise SourceNotFound(f"{root}: expected an LMDB (a folder with data.mdb), got nothing")
+    if not os.path.exists(root / "data.mdb" if root.is_dir() else root):
+        got = "a folder without it" if root.is_dir() else "nothing"
+        near = next((folder for folder in nearby(root) if os.path.isfile(folder / "data.mdb")), None)
+        hint = f". Did you mean {near}?" if near else ""
+        raise SourceNotFound(f"{root}: expected an LMDB (a folder with data.mdb), got {got}{hint}")
     try:
-        opened: object = lmdb.open(
+        opened = lmdb.open(
             str(root), readonly=True, lock=False, readahead=False, meminit=False, max_readers=512, subdir=root.is_dir()
         )
     except lmdb.Error as error:
         raise SourceNotFound(f"{root}: expected an LMDB (a folder with data.mdb): {error}") from error
-    return opened
+    expected = (opened.info()["last_pgno"] + 1) * opened.stat()["psize"]
+    found = os.stat(root / "data.mdb" if root.is_dir() else root).st_size
+    if found < expected:  # to read behind the end of a mapped file kills the process
+        opened.close()
+        raise BadData(
+            f"{root}: expected an LMDB of at least {expected} bytes, got {found}: it is cut off; copy it again "
+            "(if it is whole: `mdb_copy -c` writes it in full size)"
+        )
+    return cast(object, opened)
+
+
+def nearby(root: Path) -> list[Path]:
+    """Folders that a wrong root may have meant: up to two levels up, then two levels down (at most 200). Of a path that is
+    no folder, the one that it lies in, and three levels up."""
+    if not os.path.isdir(root):
+        known = [folder for folder in root.absolute().parents if os.path.isdir(folder)]
+        return known[: 4 if os.path.exists(root) else 1]
+    found = list(root.absolute().parents)[:2]
+    below = [root]
+    for _ in range(2):
+        below = [Path(entry.path) for folder in below for entry in _folders(folder)][:200]
+        found += below
+    return found
+
+
+def _folders(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted((entry for entry in entries if entry.is_dir()), key=lambda entry: entry.name)
+    except OSError:
+        return []
 
 
 def _inside(paths: Iterable[str], folder: str) -> list[str]:

@@ -8,8 +8,9 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from penstock.errors import BadData, SourceNotFound
+from penstock.readers.base import some
 from penstock.readers.files import Files, LmdbFiles
-from penstock.readers.track_files import TextTracks, parse_pairs, some, split_list
+from penstock.readers.track_files import TextTracks, parse_pairs, split_list
 from penstock.readers.tracks import Track, Tracks
 from penstock.schema import Field, Schema
 from penstock.source import Problem
@@ -42,7 +43,6 @@ class Got10k(TextTracks):
         split: `train`, `val`, `test`: that part; `all`: whatever list.txt there is. `vottrain` and `votval` are the
             parts of the training set that trackers for the VOT challenge use, by position in its list.txt.
         partial: allows `vottrain` and `votval` on a copy with some of the sequences: by the number in their names.
-        files: where they lie, if not in a folder.
     """
 
     name = "got10k"
@@ -54,12 +54,10 @@ class Got10k(TextTracks):
     row_columns = (*Tracks.row_columns, *extra_columns)
     schema = Schema([*Tracks.schema.fields, *extra_fields, *group_fields])
 
-    def __init__(
-        self, root: Path | str, *, split: Split = "all", partial: bool = False, files: Files | None = None
-    ) -> None:
+    def __init__(self, root: Path | str, *, split: Split = "all", partial: bool = False) -> None:
         self.split = split
         self.partial = partial
-        super().__init__(root, files=files, options={"split": split, "partial": partial})
+        super().__init__(root, options={"split": split, "partial": partial})
 
     def fault(self, files: Files) -> str:
         """No list.txt of the part asked for, or it names sequences of another part."""
@@ -182,8 +180,8 @@ class Got10kLmdb(Got10k):
     name = "got10k-lmdb"
     layout = "an LMDB with keys train/list.txt, train/GOT-10k_Train_000001/groundtruth.txt, .../00000001.jpg"
 
-    def __init__(self, root: Path | str, *, split: Split = "all", partial: bool = False) -> None:
-        super().__init__(root, split=split, partial=partial, files=LmdbFiles(root))
+    def _open(self, root: Path) -> Files:
+        return LmdbFiles(root)
 
 
 def _listed(files: Files, part: str) -> list[str]:

@@ -8,9 +8,9 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from penstock.errors import BadData
-from penstock.readers.base import Memo, require_json
+from penstock.readers.base import Memo, require_json, some
 from penstock.readers.files import Files, LmdbFiles
-from penstock.readers.track_files import picture_numbers, some
+from penstock.readers.track_files import picture_numbers
 from penstock.readers.tracks import NO_PICTURE, Track, Tracks
 from penstock.readers.vid_xml import CLASSES, VidObject, parse_frame
 from penstock.schema import Field, Schema
@@ -162,7 +162,10 @@ class ImagenetVidLmdb(_VidTracks):
     layout = "an LMDB with keys cache.json and Data/VID/train/ILSVRC2015_VID_train_0000/VIDEO/000000.JPEG"
 
     def __init__(self, root: Path | str) -> None:
-        super().__init__(root, files=LmdbFiles(root))
+        super().__init__(root)
+
+    def _open(self, root: Path) -> Files:
+        return LmdbFiles(root)
 
     def fault(self, files: Files) -> str:
         """No key cache.json."""

@@ -5,17 +5,18 @@ type, shape and place), then the columns, each at a multiple of 64 bytes. It is 
 depend on the number of rows.
 """
 
+import json
 import logging
 import mmap
 import os
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
-import orjson
 import xxhash
 
 from penstock.errors import StateMismatch
@@ -48,7 +49,7 @@ class Index:
         if self.kept:
             found = _load(*self.kept)
             if found is None:
-                raise StateMismatch(f"{self.kept[0]}: the index was rebuilt since the source was opened; open it again")
+                raise StateMismatch(f"{self.kept[0]}: the index was rebuilt or removed since the source was opened; open it again")
             self.__dict__.update(found.__dict__)
 
     def __getitem__(self, name: str) -> np.ndarray:
@@ -56,7 +57,8 @@ class Index:
 
     def put(self, name: str, values: object, dtype: str) -> None:
         """Adds a column of numbers."""
-        self.columns[name] = np.ascontiguousarray(values, dtype)
+        with np.errstate(over="ignore"):  # what is too large becomes infinite, and fails when the row is read
+            self.columns[name] = np.ascontiguousarray(values, dtype)
 
     def put_texts(self, name: str, texts: Iterable[str | bytes]) -> None:
         """Adds a column of texts (or bytes)."""
@@ -135,9 +137,10 @@ def _save(path: Path, fingerprint: str, index: Index) -> None:
         at += -(-column.nbytes // _ALIGN) * _ALIGN
     head = {"format": FORMAT, "fingerprint": fingerprint, "columns": places, "bytes": at}
     head["problems"] = [asdict(problem) for problem in index.problems]
-    content = orjson.dumps(head)
+    content = json.dumps(head).encode()  # a problem may name a file whose name is no UTF-8, which orjson refuses
     content += b" " * (-(8 + len(content)) % _ALIGN)
     path.parent.mkdir(parents=True, exist_ok=True)
+    _drop_stale(path)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -147,8 +150,16 @@ def _save(path: Path, fingerprint: str, index: Index) -> None:
                 file.write(b"\0" * (-column.nbytes % _ALIGN))
         os.replace(temporary, path)
     except BaseException:
-        os.unlink(temporary)
+        Path(temporary).unlink(missing_ok=True)  # it is not there when an interrupt came right after the replacement
         raise
+
+
+def _drop_stale(path: Path) -> None:
+    """Removes what writers of this index left that were killed more than a day ago."""
+    for left in path.parent.glob(f".{path.name}.*"):
+        with suppress(FileNotFoundError):  # another process has just removed it
+            if left.stat().st_mtime < time.time() - 86400:
+                left.unlink()
 
 
 def _load(path: Path, fingerprint: str) -> Index | None:
@@ -163,7 +174,7 @@ def _load(path: Path, fingerprint: str) -> Index | None:
         return None
     length = int.from_bytes(mapped[:8], "little")
     try:
-        head = orjson.loads(mapped[8 : 8 + length])
+        head = json.loads(mapped[8 : 8 + length])
     except ValueError:
         return None
     if not isinstance(head, dict) or (head.get("format"), head.get("fingerprint")) != (FORMAT, fingerprint):

@@ -8,8 +8,9 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from penstock.errors import SourceNotFound
+from penstock.readers.base import some
 from penstock.readers.files import Files, LmdbFiles
-from penstock.readers.track_files import Frames, TextTracks, some, split_list
+from penstock.readers.track_files import Frames, TextTracks, split_list
 from penstock.readers.tracks import Track, Tracks
 from penstock.schema import Field, Schema
 from penstock.source import Problem
@@ -35,7 +36,6 @@ class Lasot(TextTracks):
         split: `train` is the 1,120 names of protocol II, `test` is what is there beside them.
         sequences: names, to take only these.
         corner: `zero` takes 1 from x and y of every box with a positive size; `file` gives all numbers as written.
-        files: where they lie, if not in a folder.
     """
 
     name = "lasot"
@@ -54,13 +54,12 @@ class Lasot(TextTracks):
         split: Literal["all", "train", "test"] = "all",
         sequences: tuple[str, ...] = (),
         corner: Literal["zero", "file"] = "zero",
-        files: Files | None = None,
     ) -> None:
         self.split = split
         self.sequences = tuple(sequences)
         self.corner = corner
         options = {"split": split, "sequences": self.sequences, "corner": corner}
-        super().__init__(root, files=files, options=options)
+        super().__init__(root, options=options)
 
     def fault(self, files: Files) -> str:
         """No folder of a sequence with groundtruth.txt or img in it."""
@@ -171,15 +170,8 @@ class LasotLmdb(Lasot):
     name = "lasot-lmdb"
     layout = "an LMDB with keys CLASS/CLASS-N/groundtruth.txt and CLASS/CLASS-N/img/00000001.jpg"
 
-    def __init__(
-        self,
-        root: Path | str,
-        *,
-        split: Literal["all", "train", "test"] = "all",
-        sequences: tuple[str, ...] = (),
-        corner: Literal["zero", "file"] = "zero",
-    ) -> None:
-        super().__init__(root, split=split, sequences=sequences, corner=corner, files=LmdbFiles(root))
+    def _open(self, root: Path) -> Files:
+        return LmdbFiles(root)
 
 
 def _folders(files: Files) -> Iterator[str]:

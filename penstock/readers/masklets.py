@@ -96,9 +96,7 @@ class Masklets(Reader):
     def _build(self) -> Index:
         index = Index()
         paths = [
-            f"{folder}/{name}" if folder else name
-            for folder, files, _ in walk(self.root)
-            for name in _numbered(files)
+            f"{folder}/{name}" if folder else name for folder, files, _ in walk(self.root) for name in _numbered(files)
         ]
         index.put("starts", 2 * np.arange(len(paths) + 1), "int64")
         index.put_texts("group", (path.removesuffix(".npz") for path in paths))

@@ -16,7 +16,7 @@ from penstock.readers.object_array import decode_object_array
 
 MAX_MEMBERS = 10_000
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
-_ZIP_ERRORS = (
+ZIP_ERRORS = (
     zipfile.BadZipFile,
     zlib.error,
     lzma.LZMAError,
@@ -28,6 +28,7 @@ _ZIP_ERRORS = (
     OverflowError,
     struct.error,
 )
+"""What a damaged archive makes zipfile raise."""
 _HEADER_ERRORS = (ValueError, TypeError, SyntaxError, RecursionError, KeyError, EOFError, tokenize.TokenError)
 
 
@@ -91,7 +92,7 @@ def _open_zip(content: bytes | bytearray | memoryview | np.ndarray) -> zipfile.Z
     shared = content if isinstance(content, bytes) else _view(content)  # BytesIO copies anything but bytes
     try:
         return zipfile.ZipFile(io.BytesIO(shared))
-    except _ZIP_ERRORS as error:
+    except ZIP_ERRORS as error:
         raise BadData(f"NPZ: expected a ZIP archive, got {len(shared)} bytes that are none: {error}") from error
 
 
@@ -113,15 +114,24 @@ def _wanted(archive: zipfile.ZipFile, names: Collection[str] | None) -> dict[str
 def _member_bytes(archive: zipfile.ZipFile, view: memoryview, member: zipfile.ZipInfo) -> memoryview:
     if member.compress_type == zipfile.ZIP_STORED and not member.flag_bits & 1:
         return _stored_bytes(view, member)
+    return memoryview(zip_member(archive, member, "NPZ"))
+
+
+def zip_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, where: str) -> bytes:
+    """The bytes of a ZIP member, of the length that it declares and of the right checksum.
+
+    Raises:
+        BadData: it is damaged; the message starts with `where`.
+    """
     try:
         with archive.open(member) as opened:
             content = opened.read(member.file_size)
             opened.read(1)  # past the end: this is where zipfile compares the checksum
-    except _ZIP_ERRORS as error:
-        raise BadData(f"NPZ: member {member.filename!r} is damaged: {error}") from error
+    except ZIP_ERRORS as error:
+        raise BadData(f"{where}: member {member.filename!r} is damaged: {error}") from error
     if len(content) != member.file_size:
-        raise BadData(f"NPZ: member {member.filename!r}: expected {member.file_size} bytes, got {len(content)}")
-    return memoryview(content)
+        raise BadData(f"{where}: member {member.filename!r}: expected {member.file_size} bytes, got {len(content)}")
+    return content
 
 
 def _stored_bytes(view: memoryview, member: zipfile.ZipInfo) -> memoryview:

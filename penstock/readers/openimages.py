@@ -16,6 +16,7 @@ from penstock.errors import BadData, UsageError
 from penstock.geometry.boxes import box_fault, unit_xxyy_to_xywh
 from penstock.geometry.id_pngs import binary_png
 from penstock.geometry.images import PictureHeader, picture_header
+from penstock.geometry.masks import nearest
 from penstock.readers.base import Memo, Reader
 from penstock.readers.fields import BOX, CATEGORY, IMAGE, IMAGE_ID, MASK, PATH
 from penstock.readers.files import Files, FolderFiles
@@ -309,7 +310,7 @@ class OpenImages(Reader):
             mask = binary_png(content)
             if not mask.any():
                 raise BadData("expected a mask with pixels, got an empty one")
-            return _nearest(mask, size_hw)
+            return _at_size(mask, size_hw)
         except BadData as error:
             raise BadData(f"{self.files.root}: {path}: {error}") from error
 
@@ -320,7 +321,7 @@ class OpenImages(Reader):
         return f"{self.files.root}: {self._csv}: {self._key(row)}"
 
 
-def _nearest(mask: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
+def _at_size(mask: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
     """The mask at another size. An object that no pixel's centre falls in keeps the pixel over its first one.
 
     Raises:
@@ -331,11 +332,7 @@ def _nearest(mask: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
         raise BadData(
             f"expected a mask of the picture's proportions, {height} x {width} (height x width), got {from_h} x {from_w}"
         )
-    if mask.shape == tuple(size_hw):
-        return mask
-    rows = (2 * np.arange(height) + 1) * from_h // (2 * height)
-    columns = (2 * np.arange(width) + 1) * from_w // (2 * width)
-    resized: np.ndarray = mask[rows[:, None], columns]
+    resized = nearest(mask, size_hw)
     if not resized.any():
         row, column = divmod(int(mask.argmax()), from_w)
         resized[row * height // from_h, column * width // from_w] = 1

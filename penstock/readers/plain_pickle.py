@@ -16,20 +16,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from penstock.errors import BadData
+from penstock.readers.safe_pickle import PICKLE_ERRORS
 
-_ERRORS = (
-    pickle.UnpicklingError,
-    EOFError,
-    TypeError,
-    ValueError,
-    AttributeError,
-    IndexError,
-    KeyError,
-    OverflowError,
-    MemoryError,
-    RecursionError,
-    struct.error,
-)
 _SCALARS = (str, bytes, int, float, type(None))
 _REFUSED = {
     "BUILD",
@@ -78,7 +66,7 @@ def load_plain_pickle(content: bytes, where: str) -> PlainPickle:
         value = unpickler.load()
     except BadData:
         raise
-    except _ERRORS as error:
+    except (*PICKLE_ERRORS, struct.error) as error:
         reason = f"{type(error).__name__}: {error}"[:200]
         raise BadData(f"{where}: expected a whole pickle of plain data, got a damaged one ({reason})") from error
     return PlainPickle(value, unpickler.latin1, unpickler.example)

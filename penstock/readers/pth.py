@@ -4,6 +4,7 @@ import io
 import math
 import os
 import struct
+import tokenize
 import zipfile
 from pathlib import Path
 
@@ -14,7 +15,16 @@ from penstock.readers.safe_pickle import ArrayState
 from penstock.readers.torch_file import ITEM_BYTES, MAX_BYTES, STORAGES, TensorState, read_torch_file
 
 _ALIGNMENT = 64
-_NPY_ERRORS = (ValueError, TypeError, SyntaxError, EOFError, KeyError, OverflowError, RecursionError)
+_NPY_ERRORS = (
+    ValueError,
+    TypeError,
+    SyntaxError,
+    EOFError,
+    KeyError,
+    OverflowError,
+    RecursionError,
+    tokenize.TokenError,
+)
 _STORAGE_OF = {dtype: name for name, dtype in STORAGES.items()}
 _INTEGERS = tuple(name for name in ITEM_BYTES if "float" not in name)
 
@@ -202,6 +212,8 @@ def _load_npy(path: Path) -> np.ndarray:
         mapped = np.load(path, mmap_mode="r", allow_pickle=False)
     except _NPY_ERRORS as error:
         raise BadData(f"{path}: expected an NPY file of integers: {error}") from error
+    except OSError as error:
+        raise BadData(f"{path}: expected a file that can be read: {error.strerror or error}") from error
     if not isinstance(mapped, np.ndarray):
         raise BadData(f"{path}: expected an NPY file, got an archive of several arrays")
     return _checked(mapped, str(path))
@@ -218,4 +230,7 @@ def _file_size(path: Path) -> int:
 
 def _file_bytes(path: Path) -> bytes:
     _file_size(path)
-    return path.read_bytes()
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise BadData(f"{path}: expected a file that can be read: {error.strerror or error}") from error

@@ -16,12 +16,23 @@ import xxhash
 from penstock.errors import BadData, UsageError
 from penstock.geometry.boxes import box_fault
 from penstock.geometry.polygons import segmentation_to_mask
-from penstock.readers.base import Memo, Reader, require_json
-from penstock.readers.fields import AREA, BOX, CATEGORY, CATEGORY_ID, IMAGE, IMAGE_ID, ISCROWD, MASK, PATH
+from penstock.readers.base import Memo, Reader, require_json, some
+from penstock.readers.fields import (
+    ANNOTATION_ID,
+    AREA,
+    BOX,
+    CATEGORY,
+    CATEGORY_ID,
+    IMAGE,
+    IMAGE_ID,
+    ISCROWD,
+    MASK,
+    PATH,
+)
 from penstock.readers.files import Files, FolderFiles
 from penstock.readers.index import Index, starts_of
 from penstock.readers.plain_pickle import load_plain_pickle
-from penstock.readers.refcoco_refs import Sentences, is_id, read_references, reference_files, some
+from penstock.readers.refcoco_refs import Sentences, is_id, read_references, reference_files
 from penstock.schema import Field, Record, Schema
 from penstock.source import Problem
 
@@ -32,7 +43,6 @@ _SENTENCE = Field(name="sentence", dtype="str", kind="text", meaning="the senten
 _RAW = Field(name="raw", dtype="str", kind="text", meaning="the sentence as it was typed")
 _REF_ID = Field(name="ref_id", dtype="int64", kind="number", meaning="the dataset's number of the reference")
 _SENT_ID = Field(name="sent_id", dtype="int64", kind="number", meaning="the dataset's number of the sentence")
-_ANNOTATION_ID = Field(name="annotation_id", dtype="int64", kind="number", meaning="COCO's number of the object")
 _SPLIT = Field(name="split", dtype="str", kind="text", meaning="the split that the reference says it is of")
 
 
@@ -60,18 +70,8 @@ class Refcoco(Reader):
     name = "refcoco"
     layout = "refcoco/refs(unc).p, refcoco/instances.json and images/mscoco/images/train2014/*.jpg"
     row_columns = (
-        *(
-            "ref_id",
-            "sent_id",
-            "annotation_id",
-            "category_id",
-            "image_id",
-            "box",
-            "area",
-            "iscrowd",
-            "segmentation_hash",
-        ),
-        *("sentence", "raw"),
+        *("ref_id", "sent_id", "annotation_id", "category_id", "image_id"),
+        *("box", "area", "iscrowd", "segmentation_hash", "sentence", "raw"),
     )
     schema = Schema(
         [
@@ -83,7 +83,7 @@ class Refcoco(Reader):
             _RAW,
             _REF_ID,
             _SENT_ID,
-            _ANNOTATION_ID,
+            ANNOTATION_ID,
             replace(IMAGE_ID, meaning="COCO's number of the picture, as text"),
             CATEGORY,
             CATEGORY_ID,

@@ -1,10 +1,10 @@
 """The references of `refs(...).p`: checked, those of one split taken, in row order."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from penstock.errors import BadData
+from penstock.readers.base import some
 from penstock.readers.files import Files
 
 _DATASETS = ("refcoco", "refcoco+", "refcocog", "refclef")
@@ -109,11 +109,6 @@ def in_split(split: str, wanted: str) -> bool:
 def is_id(value: object) -> bool:
     """Whether a value is a whole number that fits an id."""
     return type(value) is int and 0 <= value < 1 << 62
-
-
-def some(items: Sequence[object]) -> str:
-    """The first ten, for a message."""
-    return ", ".join(map(str, items[:10])) + (", ..." if len(items) > 10 else "")
 
 
 def _fault(entry: Any) -> str:

@@ -11,9 +11,9 @@ import numpy as np
 from penstock.errors import BadData, UsageError
 from penstock.geometry.boxes import box_fault, one_less_to_xywh
 from penstock.geometry.polygons import segmentation_to_mask
-from penstock.readers.base import Memo, Reader
+from penstock.readers.base import Memo, Reader, some
 from penstock.readers.coco_columns import MISSING
-from penstock.readers.fields import AREA, BOX, IMAGE, IMAGE_ID, MASK, PATH
+from penstock.readers.fields import ANNOTATION_ID, AREA, BOX, IMAGE, IMAGE_ID, MASK, PATH
 from penstock.readers.files import Files, FolderFiles
 from penstock.readers.index import Index
 from penstock.readers.sa1b_files import (
@@ -52,12 +52,6 @@ POINT = Field(
     axes="2",
     meaning="XY in pixels of the image: the (first) point that prompted the mask",
 )
-ANNOTATION_ID = Field(
-    name="annotation_id",
-    dtype="int64",
-    kind="number",
-    meaning="the dataset's number of the mask, unique in its picture",
-)
 _NUMBERS = {"area", "predicted_iou", "stability_score"}
 
 
@@ -65,8 +59,8 @@ class Sa1b(Reader):
     """SA-1B: a row is one mask, a group is one picture; the key is `sa_N/<annotation id>`.
 
     Pictures and JSON files lie side by side, in the root or in folders of it; or below `img` and `js`; or inside TARs
-    without compression. A
-    TAR's headers are read once, when the index is built. Source of the format: the dataset's own description and files.
+    without compression, whose headers are read once, when the index is built. Source of the format: the dataset's own
+    description and files.
 
     Args:
         root: the folder, a TAR, or a folder of `*.tar`.
@@ -98,6 +92,8 @@ class Sa1b(Reader):
         for name, limit in (("max_images", max_images), ("max_rows", max_rows)):
             if limit is not None and limit < 1:
                 raise UsageError(f"{name}={limit}: expected at least 1, or None for all")
+        if not min_area >= 0:
+            raise UsageError(f"min_area={min_area}: expected a number of pixels")
         self.folders = Folders(image_dir, annotation_dir)
         self.boxes = boxes
         self.min_area = min_area
@@ -117,8 +113,8 @@ class Sa1b(Reader):
         """No JSON with its picture; or TARs that are compressed, all of them."""
         if isinstance(files, TarMembers):
             paths = [files.root / tar if tar else files.root for tar in files.tars]
-            kinds = [compression_of(path) for path in paths]
-            return f"{paths[0]} is compressed ({kinds[0]}); unpack it first" if all(kinds) else ""
+            kinds = [compression_of(path) for path in paths if path.is_file()]
+            return f"{paths[0]} is compressed ({kinds[0]}); unpack it first" if kinds and all(kinds) else ""
         missing = [name for name in (self.folders.images, self.folders.annotations) if name and not files.exists(name)]
         if missing:
             return f"no folder {' and no folder '.join(missing)}"
@@ -146,7 +142,7 @@ class Sa1b(Reader):
             listing = list_folder(self.root, self.folders)
             tars = tars_in(self.root)
             if tars:
-                message = f"{len(tars)} TARs lie beside the pictures and are not read: {_some(tars)}"
+                message = f"{len(tars)} TARs lie beside the pictures and are not read: {some(tars)}"
                 index.problems.append(Problem(".", "BadData", message))
         entries = listing.entries[: self.max_images]
         parsed = joined([*self._parse(entries)])
@@ -322,11 +318,7 @@ def _note_problems(problems: list[Problem], entries: Sequence[Entry], parsed: Pa
         ("names of pictures are there in several folders; groups of the later ones are named name@folder", again),
     ):  # fmt: skip
         if which:
-            problems.append(Problem(".", "BadData", f"{len(which)} {what}: {_some(which)}"))
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+            problems.append(Problem(".", "BadData", f"{len(which)} {what}: {some(which)}"))
 
 
 def _unique(stems: Sequence[str], paths: Sequence[str]) -> Iterator[str]:

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
-from penstock.errors import BadData, SourceNotFound
+from penstock.errors import BadData
 from penstock.readers.base import PICTURES
-from penstock.readers.files import FolderFiles, stamp_of
+from penstock.readers.files import FolderFiles, stamp_of, walk
 from penstock.readers.index import Index
 from penstock.readers.sa1b_json import Place
 from penstock.readers.tar_scan import TarScan, compression_of
@@ -79,7 +79,7 @@ def look(root: Path, folders: Folders, *, shallow: bool = False) -> str:
     has_pictures = has_annotations = has_named = False
     looked = 0
     for place in sorted({str(found.images), str(found.annotations)}):
-        for _, _, names in walk(root, place, depth=0 if shallow else found.depth):
+        for _, _, names in _walked(root, place, depth=0 if shallow else found.depth):
             pictures = place == found.images and any(name.lower().endswith(PICTURES) for name, _ in names)
             annotations = place == found.annotations and any(name.endswith(".json") for name, _ in names)
             has_pictures, has_annotations = has_pictures or pictures, has_annotations or annotations
@@ -99,47 +99,27 @@ def settle(root: Path, folders: Folders) -> Folders:
     return folders.settled(all((root / name).is_dir() for name in _AUTOMATIC))
 
 
-def walk(root: Path, start: str = "", *, depth: int) -> Iterator[tuple[str, int, list[tuple[str, int]]]]:
-    """Folders from `start` on, in order of path: relative name, stamp, and names of the pictures and JSON files directly
-    in it, with the stamp of the JSON files (0 for pictures). Hidden names are left out; links are followed, loops not.
+def _walked(root: Path, start: str, *, depth: int) -> Iterator[tuple[str, int, list[tuple[str, int]]]]:
+    """Folders as `walk` gives them: relative name, stamp, and names of the pictures and JSON files directly in it, sorted,
+    with the stamp of the JSON files (0 for pictures).
 
     Raises:
-        BadData: a folder cannot be listed.
+        BadData: a folder cannot be listed, or a JSON file not be looked at.
     """
-    seen: set[tuple[int, int]] = set()
-    waiting = [(start, 0)]
-    while waiting:
-        folder, level = waiting.pop()
-        names: list[tuple[str, int]] = []
-        inside: list[str] = []
+    for folder, files, stamp in walk(root, start, depth=depth):
         try:
-            status = os.stat(root / folder)
-            if (status.st_dev, status.st_ino) in seen:
-                continue
-            seen.add((status.st_dev, status.st_ino))
-            with os.scandir(root / folder) as entries:
-                for entry in entries:
-                    name = entry.name
-                    if name.startswith("."):
-                        continue
-                    if name.endswith(".json"):
-                        names.append((name, stamp_of(entry.stat()) if entry.is_file() else 0))
-                    elif name.lower().endswith(PICTURES):
-                        names.append((name, 0))
-                    elif level < depth and entry.is_dir():
-                        inside.append(f"{folder}/{name}" if folder else name)
+            annotations = [(file.name, stamp_of(file.stat())) for file in files if file.name.endswith(".json")]
         except OSError as error:
-            raise BadData(f"{root / folder}: expected a folder that can be listed: {error}") from error
-        names.sort()
-        yield folder, stamp_of(status), names
-        waiting += ((name, level + 1) for name in sorted(inside, reverse=True))
+            raise BadData(f"{root / folder}: expected files that can be looked at: {error}") from error
+        pictures = [(file.name, 0) for file in files if file.name.lower().endswith(PICTURES)]
+        yield folder, stamp, sorted(annotations + pictures)
 
 
 def folder_stamps(root: Path, folders: Folders) -> Iterator[object]:
     """One for each folder: its own, and those of its JSON files together."""
     found = settle(root, folders)
     for place in sorted({str(found.images), str(found.annotations)}):
-        for folder, stamp, names in walk(root, place, depth=found.depth):
+        for folder, stamp, names in _walked(root, place, depth=found.depth):
             yield folder, stamp, xxhash.xxh3_128_hexdigest(str(names).encode("utf-8", "surrogateescape"))
 
 
@@ -149,7 +129,7 @@ def list_folder(root: Path, folders: Folders) -> Listing:
     names = [
         f"{folder}/{name}" if folder else name
         for place in sorted({str(found.images), str(found.annotations)})
-        for folder, _, inside in walk(root, place, depth=found.depth)
+        for folder, _, inside in _walked(root, place, depth=found.depth)
         for name, _ in inside
     ]
     pairs, lone = _pair(names, found)
@@ -251,7 +231,8 @@ def path_hash(path: str) -> int:
 
 def tars_in(folder: Path) -> list[str]:
     """Names of the TARs directly in a folder, sorted."""
-    return [name for name in FolderFiles(folder).names() if name.endswith(".tar") and not name.startswith(".")]
+    names = [name for name in FolderFiles(folder).names() if name.endswith(".tar") and not name.startswith(".")]
+    return [name for name in names if not (folder / name).is_dir()]
 
 
 def _members(path: Path, tar: str, problems: list[Problem]) -> dict[str, tuple[int, int, int]]:
@@ -261,7 +242,8 @@ def _members(path: Path, tar: str, problems: list[Problem]) -> dict[str, tuple[i
         kind = compression_of(path)
         file = open(path, "rb")  # noqa: SIM115  # closed below
     except OSError as error:
-        raise SourceNotFound(f"{path}: expected a TAR: {error.strerror or error}") from error
+        problems.append(Problem(tar or path.name, "BadData", f"expected a TAR: {error.strerror or error}; no rows"))
+        return found
     with file:
         if kind:
             message = f"a TAR compressed with {kind} has no random access, and is not read; unpack it"

@@ -19,7 +19,7 @@ from penstock.readers.sav_json import FPS, STRIDE, Masklets, ParsedFiles, maskle
 from penstock.readers.tracks import Track, Tracks
 from penstock.readers.video import VideoPool
 from penstock.schema import Field, Record, Schema
-from penstock.source import Problem, check_index
+from penstock.source import Problem
 
 MASKLET_TYPE = Field(
     name="masklet_type",
@@ -226,19 +226,6 @@ class Sav(Tracks):
     def _pictures(self, row: int) -> Sequence[str]:
         return [self._path(row)] if self._is_train else [self._path(row), self._mask_path(row)]
 
-    def _read(self, indices: Sequence[int], fields: Sequence[str] | None) -> list[Record]:
-        """As `Reader._read`; all frames of a video that are asked for are decoded in one pass."""
-        wanted = self.schema.select(fields)
-        names, memo = frozenset(wanted), Memo()
-        rows = [check_index(index, len(self)) for index in indices]
-        if "image" in names and self._is_train:
-            frames: dict[str, set[int]] = {}
-            for row in rows:
-                frames.setdefault(self._path(row), set()).add(int(self.index["frame"][row]))
-            memo.once("frames", lambda: frames)
-        records = [self._record(row, names, memo) for row in rows]
-        return [{name: record[name] for name in wanted} for record in records]
-
     def _record(self, row: int, fields: frozenset[str], memo: Memo) -> Record:
         group = self.group_of(row)
         fault = self.index.text("fault", group)
@@ -282,7 +269,7 @@ class Sav(Tracks):
         if not self._is_train:
             return super()._frame(row, memo)
         path, frame = self._path(row), int(self.index["frame"][row])
-        wanted = memo.once("frames", dict[str, set[int]])[path]
+        wanted = memo.once("frames", lambda: self._frames_of(memo.rows))[path]
         height, width = self.index["size_hw"][self.group_of(row)].tolist()
         pixels = memo.once(("video", path), lambda: self._video_frames(path, sorted(wanted)))[frame]
         if pixels.shape[:2] != (height, width):
@@ -291,6 +278,13 @@ class Sav(Tracks):
                 f"the video is {pixels.shape[0]} x {pixels.shape[1]}"
             )
         return pixels
+
+    def _frames_of(self, rows: Sequence[int]) -> dict[str, set[int]]:
+        """Which frames of which video the rows need, so that each video is decoded in one pass."""
+        frames: dict[str, set[int]] = {}
+        for row in rows:
+            frames.setdefault(self._path(row), set()).add(int(self.index["frame"][row]))
+        return frames
 
     def _video_frames(self, path: str, frames: list[int]) -> dict[int, np.ndarray]:
         """Frames of a video, ascending, by number; each (H, W, 3) uint8 RGB, read-only."""

@@ -9,7 +9,8 @@ from penstock.geometry.boxes import mask_box
 from penstock.geometry.id_pngs import binary_png
 from penstock.readers.files import Files
 from penstock.readers.sav_json import FPS
-from penstock.readers.tracks import Track, picture_numbers
+from penstock.readers.track_files import picture_numbers
+from penstock.readers.tracks import Track
 from penstock.source import Problem
 
 PICTURES, MASKS = "JPEGImages_24fps", "Annotations_6fps"
@@ -44,14 +45,14 @@ def frames_tracks(
     """
     for video in _videos(files, base, wanted, problems):
         folder = f"{base}{PICTURES}/{video}"
-        pictures = set(picture_numbers(files.names(folder)).tolist())
+        pictures = set(picture_numbers(files.names(folder), 5).tolist())
         targets = files.names(f"{base}{MASKS}/{video}")
         if not targets:
             problems.append(Problem(f"{base}{MASKS}/{video}", "BadData", "no folder of an object: no rows"))
         for target in targets:
             masks = f"{base}{MASKS}/{video}/{target}"
             names = files.names(masks)
-            numbers = picture_numbers([name for name in names if len(name) == len("00000.png")], (".png",))
+            numbers = picture_numbers(names, 5, ".png")
             lone = len(set(numbers.tolist()) - pictures)
             if len(names) > len(numbers) or not len(numbers):
                 message = f"expected masks 00000.png, 00004.png, ...: {len(names) - len(numbers)} of {len(names)} files are none"

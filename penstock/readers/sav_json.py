@@ -1,7 +1,6 @@
 """The JSON of SA-V's train layout: `masklet[frame][object]`, one RLE each, for every fourth frame of the video."""
 
 import math
-import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 
@@ -12,7 +11,7 @@ import xxhash
 from penstock.errors import BadData
 from penstock.geometry.rle_many import rle_areas_and_boxes
 from penstock.readers.base import require_json
-from penstock.readers.files import Files
+from penstock.readers.files import Files, ForkLock
 
 STRIDE = 4
 """Video frames from one annotated frame to the next."""
@@ -107,12 +106,12 @@ def rle_hash(rle: object) -> int:
 class ParsedFiles:
     """The files parsed last: rows of a masklet are read one after another, and a file takes a millisecond or two to parse.
 
-    Serves many threads; a pickled or forked copy starts empty or with what its parent had.
+    Serves many threads. A pickled copy starts empty, a forked one with what its parent had.
     """
 
     def __init__(self, kept_bytes: int = KEPT_BYTES) -> None:
         self.kept_bytes = kept_bytes
-        self._lock = threading.Lock()
+        self._lock = ForkLock()
         self._known: OrderedDict[tuple[str, int], tuple[int, list[list[object]]]] = OrderedDict()
 
     def entries(self, files: Files, path: str) -> list[list[object]]:

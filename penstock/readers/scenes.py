@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from penstock.errors import BadData, SourceNotFound
-from penstock.readers.base import PICTURES, Memo, Reader
+from penstock.readers.base import PICTURES, Memo, Reader, some
 from penstock.readers.fields import FRAME, IDS, IMAGE, PATH
 from penstock.readers.files import Files
 from penstock.readers.index import Index
@@ -138,7 +138,7 @@ class Scenes(Reader):
             if found.setdefault(name.rpartition(".")[0], name) != name:
                 again.append(name)
         if again:
-            message = f"{len(again)} pictures have the stem of another, and are no rows: {_some(again)}"
+            message = f"{len(again)} pictures have the stem of another, and are no rows: {some(again)}"
             problems.append(Problem(folder, "BadData", message))
         return found
 
@@ -149,9 +149,9 @@ class Scenes(Reader):
         fate = "they are no rows" if self.frames == "paired" else "their rows fail when the ids are read"
         if lone_pictures:
             message = f"{len(lone_pictures)} of {len(pictures)} frames have no map in {self.ids}; {fate}: "
-            problems.append(Problem(_inside(scene, _IMAGES), "BadData", message + _some(lone_pictures)))
+            problems.append(Problem(_inside(scene, _IMAGES), "BadData", message + some(lone_pictures)))
         if lone_maps:
-            message = f"{len(lone_maps)} maps have no picture, and are no rows: {_some(lone_maps)}"
+            message = f"{len(lone_maps)} maps have no picture, and are no rows: {some(lone_maps)}"
             problems.append(Problem(_inside(scene, self.ids), "BadData", message))
         return len(lone_pictures), len(lone_maps), further
 
@@ -246,7 +246,3 @@ def _natural(name: str) -> tuple[list[tuple[int, int, str]], str]:
 
 def _inside(scene: str, name: str) -> str:
     return f"{scene}/{name}" if scene else name
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

@@ -10,13 +10,12 @@ its bytes lie in the pickle. No name in the pickle is imported and nothing it as
 
 import io
 import re
-import struct
 import zipfile
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from penstock.errors import BadData
+from penstock.readers.npz import ZIP_ERRORS, zip_member
 from penstock.readers.safe_pickle import NUMPY_STUBS, PICKLE_ERRORS, Stub, StubUnpickler, refuse_long_pickle
 
 MAX_BYTES = 1 << 30
@@ -50,17 +49,6 @@ _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_START = b"\x8a\x0a" + _LEGACY_MAGIC.to_bytes(10, "little") + b"."
 _LEGACY_PROTOCOL = 1001
 _KEY = re.compile(r"[0-9]{1,20}")
-_ZIP_ERRORS = (
-    zipfile.BadZipFile,
-    zlib.error,
-    EOFError,
-    OSError,
-    NotImplementedError,
-    RuntimeError,
-    ValueError,
-    OverflowError,
-    struct.error,
-)
 
 
 def read_torch_file(content: bytes, where: str) -> object:
@@ -213,7 +201,7 @@ def _unpickle(stream: io.BytesIO, where: str, storage: Callable[[str, str, int],
 def _read_zip(content: bytes, where: str) -> object:
     try:
         archive = zipfile.ZipFile(io.BytesIO(content))
-    except _ZIP_ERRORS as error:
+    except ZIP_ERRORS as error:
         raise BadData(f"{where}: the {len(content)} bytes are a damaged ZIP archive: {error}") from error
     with archive:
         members = _members(archive, where)
@@ -223,7 +211,7 @@ def _read_zip(content: bytes, where: str) -> object:
         root = roots[0]
         order = b"little"
         if f"{root}byteorder" in members:
-            order = _member(archive, members[f"{root}byteorder"], where)
+            order = zip_member(archive, members[f"{root}byteorder"], where)
         if order not in (b"little", b"big"):
             raise BadData(f"{where}: expected byte order little or big, got {order[:20]!r}")
 
@@ -231,10 +219,10 @@ def _read_zip(content: bytes, where: str) -> object:
             member = members.get(f"{root}data/{key}")
             if member is None:
                 raise BadData(f"{where}: the pickle names storage {key!r}, and there is no member {root}data/{key}")
-            view = memoryview(_member(archive, member, where))
+            view = memoryview(zip_member(archive, member, where))
             return _filled(StorageState(dtype, key, count, big_endian=order == b"big"), view, where)
 
-        pickled = _member(archive, members[f"{root}data.pkl"], where)
+        pickled = zip_member(archive, members[f"{root}data.pkl"], where)
         return _unpickle(io.BytesIO(pickled), where, storage)
 
 
@@ -249,19 +237,6 @@ def _members(archive: zipfile.ZipFile, where: str) -> dict[str, zipfile.ZipInfo]
     if len(members) < len(listed):
         raise BadData(f"{where}: a ZIP member is there twice; expected {len(members)} different names")
     return members
-
-
-def _member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, where: str) -> bytes:
-    """The member's bytes, of the length declared and of the right checksum."""
-    try:
-        with archive.open(member) as opened:
-            content = opened.read(member.file_size)
-            opened.read(1)  # past the end: this is where zipfile compares the checksum
-    except _ZIP_ERRORS as error:
-        raise BadData(f"{where}: ZIP member {member.filename!r} is damaged: {error}") from error
-    if len(content) != member.file_size:
-        raise BadData(f"{where}: member {member.filename!r}: expected {member.file_size} bytes, got {len(content)}")
-    return content
 
 
 def _read_legacy(content: bytes, where: str) -> object:

@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from penstock.errors import BadData
-from penstock.readers.base import Memo
+from penstock.readers.base import Memo, some
 from penstock.readers.tracks import NO_PICTURE, Tracks
 from penstock.source import Problem
 
@@ -196,12 +196,6 @@ def picture_numbers(names: Iterable[str], digits: int, suffix: str = ".jpg") -> 
     pattern = re.compile(rf"([0-9]{{{digits}}})" if digits else r"(0|[1-9][0-9]{0,8})")
     stems = [name[: -len(suffix)] for name in names if name.endswith(suffix)]
     return np.array(sorted(int(stem) for stem in stems if pattern.fullmatch(stem)), np.int64)
-
-
-def some(members: Sequence[object], most: int = 5) -> str:
-    """The first of a list, and how many there are."""
-    listed = ", ".join(str(member) for member in members[:most])
-    return listed if len(members) <= most else f"{listed}, ... ({len(members)} in all)"
 
 
 def split_list(name: str) -> list[str]:

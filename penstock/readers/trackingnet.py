@@ -8,9 +8,9 @@ from typing import Literal
 import numpy as np
 
 from penstock.errors import BadData, SourceNotFound, UsageError
-from penstock.readers.base import require_json
+from penstock.readers.base import require_json, some
 from penstock.readers.files import Files, FolderFiles, LmdbFiles
-from penstock.readers.track_files import TextTracks, some
+from penstock.readers.track_files import TextTracks
 from penstock.readers.tracks import Track
 from penstock.source import Problem
 
@@ -29,7 +29,6 @@ class TrackingNet(TextTracks):
         sets: numbers of the training sets to take; all that are there by default.
         classes: a file with a video, a tab and its class per line, absolute or relative to the root. A video that it does
             not name has the empty class.
-        files: where the sets lie, if not in a folder.
     """
 
     name = "trackingnet"
@@ -44,7 +43,6 @@ class TrackingNet(TextTracks):
         split: Literal["train", "test"] = "train",
         sets: tuple[int | str, ...] = (),
         classes: str = "",
-        files: Files | None = None,
     ) -> None:
         wrong = [each for each in sets if not str(each).isdecimal()]
         if wrong or (sets and split == "test"):
@@ -52,7 +50,7 @@ class TrackingNet(TextTracks):
         self.split = split
         self.sets = tuple(sorted({int(each) for each in sets}))
         self.classes = classes
-        super().__init__(root, files=files, options={"split": split, "sets": self.sets, "classes": classes})
+        super().__init__(root, options={"split": split, "sets": self.sets, "classes": classes})
 
     def fault(self, files: Files) -> str:
         """A set that was asked for is not there, or none is, or it holds neither anno nor frames."""
@@ -125,7 +123,10 @@ class TrackingNetLmdb(TrackingNet):
     layout = "seq_list.json, and LMDBs TRAIN_0_lmdb, ... with keys anno/VIDEO.txt and frames/VIDEO/0.jpg"
 
     def __init__(self, root: Path | str, *, sets: tuple[int | str, ...] = (), classes: str = "") -> None:
-        super().__init__(root, sets=sets, classes=classes, files=SetFiles(root))
+        super().__init__(root, sets=sets, classes=classes)
+
+    def _open(self, root: Path) -> Files:
+        return SetFiles(root)
 
     def fault(self, files: Files) -> str:
         """No seq_list.json, or no LMDB of a set."""

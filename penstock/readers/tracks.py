@@ -1,7 +1,7 @@
 """Tracks: what readers of tracking datasets share. A row is one frame of one target, a group is that target's track."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import numpy as np
@@ -16,6 +16,7 @@ from penstock.source import Problem
 ABSENT = Field(
     name="absent", dtype="bool", kind="flag", meaning="a flag of the dataset says that the target cannot be seen"
 )
+_BOX = replace(BOX, meaning=f"{BOX.meaning}; NaN where there is no annotation", allows_nan=True)
 ANNOTATED, ABSENT_BIT, HIDDEN, NO_PICTURE = 1, 2, 4, 8
 """Bits of the column `flags`."""
 
@@ -75,7 +76,7 @@ class Tracks(Reader):
     group_fields: ClassVar[tuple[Field, ...]] = ()
     """Fields that every row of a track has from `group_columns`, of the same name."""
     row_columns: ClassVar[tuple[str, ...]] = ("box", "flags", "number", "frame")
-    schema = Schema([IMAGE, BOX, VALID, VISIBLE, ABSENT, FRAME, TIME, VIDEO, OBJECT, CATEGORY, PATH])
+    schema = Schema([IMAGE, _BOX, VALID, VISIBLE, ABSENT, FRAME, TIME, VIDEO, OBJECT, CATEGORY, PATH])
 
     def _tracks(self, problems: list[Problem]) -> Iterator[Track]:
         """All tracks, in order. Faults of whole files go to the list."""
@@ -208,13 +209,3 @@ class _Columns:
                 index.put_texts(name, (str(value) for value in values))
             else:
                 index.put(name, values, self.about[name])
-
-
-def picture_numbers(names: Iterable[str], suffixes: tuple[str, ...] = (".jpg", ".jpeg")) -> np.ndarray:
-    """Numbers of the pictures in a folder, ascending; names that are no number are left out.
-
-    Returns:
-        (N,) int64.
-    """
-    stems = (name.rpartition(".") for name in names if name.lower().endswith(suffixes))
-    return np.array(sorted(int(stem) for stem, _, _ in stems if stem.isdecimal()), np.int64)

@@ -12,20 +12,14 @@ from penstock.errors import BadData, SourceNotFound
 from penstock.geometry.boxes import box_fault
 from penstock.geometry.polygons import segmentation_to_mask
 from penstock.readers.base import Memo, require_json
-from penstock.readers.fields import AREA, CATEGORY_ID, ISCROWD, MASK
+from penstock.readers.fields import ANNOTATION_ID, AREA, CATEGORY_ID, ISCROWD, MASK
 from penstock.readers.files import Files
 from penstock.readers.index import Index
 from penstock.readers.tracks import ABSENT_BIT, Track, Tracks
-from penstock.schema import Field, Record, Schema
+from penstock.schema import Record, Schema
 from penstock.source import Problem
 
 _LISTS = ("segmentations", "bboxes", "areas")
-ANNOTATION_ID = Field(
-    name="annotation_id",
-    dtype="int64",
-    kind="number",
-    meaning="the dataset's own number of the track; unique in the file",
-)
 
 
 class YoutubeVis(Tracks):
@@ -250,11 +244,8 @@ def _videos(found: Sequence[dict[str, object]], path: str, problems: list[Proble
     """Videos by id, in the order of their ids. The name is the folder of their pictures, where each has its own."""
     videos: dict[int, _Video] = {}
     names: set[str] = set()
-    entries = [(each.get("id"), each) for each in found]
-    for number, each in sorted(
-        (entry for entry in entries if isinstance(entry[0], int)), key=lambda entry: str(entry[0]).zfill(20)
-    ):
-        assert isinstance(number, int)
+    numbered = [(number, each) for each in found if isinstance(number := each.get("id"), int)]
+    for number, each in sorted(numbered, key=lambda entry: entry[0]):
         files = each.get("file_names")
         listed = [name for name in files if isinstance(name, str)] if isinstance(files, list) else []
         height, width = each.get("height"), each.get("width")

@@ -190,7 +190,10 @@ def cropped_record(sample: CroppedSample) -> Record:
 def _role_fields(role: str, number: int, size: int) -> list[Field]:
     def one(name: str, dtype: str, *shape: int, axes: str = "N", kind: str = "array", meaning: str) -> Field:
         full, file = (number, *shape), f"{role}_{name}" if shape[:1] == (size,) else _FILE
-        return Field(name=f"{role}_{name}", dtype=dtype, shape=full, axes=axes, kind=kind, meaning=meaning, file=file)
+        return Field(
+            name=f"{role}_{name}", dtype=dtype, shape=full, axes=axes, kind=kind, meaning=meaning, file=file,
+            allows_nan=name == "boxes",
+        )  # fmt: skip
 
     box = {"axes": "N 4", "kind": "boxes"}
     pixels = "pixels of the source's picture"
@@ -217,7 +220,10 @@ def _role_fields(role: str, number: int, size: int) -> list[Field]:
 def _history_fields(name: str, steps: int, unit: str) -> list[Field]:
     def one(field: str, dtype: str, *, meaning: str, boxes: bool = False) -> Field:
         shape, axes, kind = ((steps, 4), "T 4", "boxes") if boxes else ((steps,), "T", "array")
-        return Field(name=field, dtype=dtype, shape=shape, axes=axes, kind=kind, meaning=meaning, file=_FILE)
+        return Field(
+            name=field, dtype=dtype, shape=shape, axes=axes, kind=kind, meaning=meaning, file=_FILE,
+            allows_nan=dtype.startswith("float"),
+        )  # fmt: skip
 
     return [
         one(f"gt_sequence_anno_{name}", "float32", boxes=True, meaning=f"as fed: XYWH {unit}"),

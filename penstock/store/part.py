@@ -99,6 +99,23 @@ class Part:
                 found[blob.field.name] = self._blob_value(blob, row)
         return found
 
+    def column(self, name: str) -> np.ndarray:
+        """A fixed field of all rows, (rows, *field.shape), read-only, without a copy. States are not looked at.
+
+        Raises:
+            KeyError: there is no such fixed field.
+        """
+        for found, file, slot in self._slots:
+            if found == name:
+                field = slot.field
+                shape = (self.rows, *field.item_shape)
+                if not self.rows:
+                    return np.zeros(shape, field.numpy_dtype)
+                inner = np.zeros((0, *field.item_shape), field.numpy_dtype).strides[1:]
+                strides = (file.record_bytes, *inner)
+                return np.ndarray(shape, field.numpy_dtype, self._map(file.name), slot.offset, strides)
+        raise KeyError(name)
+
     def gather(
         self,
         rows: np.ndarray,

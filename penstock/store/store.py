@@ -123,6 +123,19 @@ class Store:
             part.require_done(local, start)
             part.gather(local, names, out, io, None if len(places) == len(rows) else places)
 
+    def column_views(self, name: str) -> list[np.ndarray]:
+        """A fixed field of every row, without a copy: an array of shape (rows, *field.shape) for each part, in row order.
+
+        Read-only views into the maps, for those who go over a whole column. Rows of `done_rows()` hold data; in the
+        others stands whatever the file has there.
+
+        Raises:
+            SchemaError: the field is unknown or of variable length.
+        """
+        if name not in self._fixed:
+            raise SchemaError(f"column_views: {name} is no fixed field; those are {', '.join(self._fixed)}")
+        return [part.column(name) for part in self.parts]
+
     def done_rows(self) -> np.ndarray | None:
         """Rows that are done, int64, ascending; None if every row is."""
         if all(part.whole for part in self.parts):

@@ -2,6 +2,8 @@
 
 import configparser
 import json
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -374,3 +376,24 @@ def test_exporters_are_found_by_name(name: str, options: dict[str, object]) -> N
 def test_every_registered_exporter_is_named_as_it_says() -> None:
     for name in names("exporters"):
         assert make_exporter(name, {}).name == name
+
+
+def test_a_killed_run_leaves_no_output_and_the_next_is_whole(tmp_path: Path) -> None:
+    make_saved_set(tmp_path / "set")
+    export(tmp_path / "set", tmp_path / "clean", format=Mot())
+    for killed_at in range(1, 4):
+        calls = iter(range(1, 5))
+        child = os.fork()
+        if child == 0:
+            try:
+                export(
+                    tmp_path / "set", tmp_path / "out", format=Mot(),
+                    stop=lambda: os.kill(os.getpid(), signal.SIGKILL) or "" if next(calls) == killed_at else "",  # noqa: B023
+                )  # fmt: skip
+            finally:
+                os._exit(0)
+        assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+        assert not (tmp_path / "out").exists()
+    export(tmp_path / "set", tmp_path / "out", format=Mot())
+    assert digests(tmp_path / "out") == digests(tmp_path / "clean")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clean", "out", "set"]

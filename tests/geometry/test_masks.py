@@ -1,10 +1,12 @@
-"""Masks: what is one, and resizing by area."""
+"""Masks: what is one, and resizing, by area and to the nearest pixel."""
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from penstock.errors import BadData
-from penstock.geometry.masks import binary_mask, resize_mask
+from penstock.geometry.masks import binary_mask, nearest, resize_mask
 
 
 def test_a_cell_is_set_where_more_than_half_is_covered() -> None:
@@ -57,3 +59,12 @@ def test_zeros_and_ones_of_any_type_are_a_mask(dtype: type) -> None:
 def test_other_values_are_not_rounded(mask: np.ndarray) -> None:
     with pytest.raises(BadData, match="mask: expected"):
         binary_mask(mask)
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 9), st.integers(1, 9))
+def test_nearest_takes_the_pixel_that_the_centre_falls_in(height: int, width: int, tall: int, wide: int) -> None:
+    ids = np.arange(height * width).reshape(height, width)
+    rows = [int((2 * row + 1) * height / (2 * tall)) for row in range(tall)]
+    columns = [int((2 * column + 1) * width / (2 * wide)) for column in range(wide)]
+    assert nearest(ids, (tall, wide)).tolist() == [[int(ids[row, column]) for column in columns] for row in rows]
+    assert nearest(ids, ids.shape) is ids

@@ -1,7 +1,8 @@
-"""Files in folders, TARs and LMDBs look the same to a reader."""
+"""Files in folders and LMDBs look the same to a reader; walks; locks across forks."""
 
 import os
 import pickle
+import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,8 +11,7 @@ import lmdb
 import pytest
 
 from penstock.errors import BadData, SourceNotFound
-from penstock.readers.files import Files, FolderFiles, LmdbFiles, TarFiles
-from penstock.testing import write_tar
+from penstock.readers.files import Files, FolderFiles, ForkLock, LmdbFiles, walk
 
 CONTENT = {"a/1.txt": b"one", "a/b/2.txt": b"two", "\u4e09.txt": b"three"}
 
@@ -21,11 +21,6 @@ def folder(root: Path) -> Files:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(content)
     return FolderFiles(root)
-
-
-def tar(root: Path) -> Files:
-    write_tar(root / "x.tar", [(f"./{name}", content) for name, content in CONTENT.items()])
-    return TarFiles(root / "x.tar")
 
 
 def write_lmdb(path: Path, content: dict[str, bytes]) -> None:
@@ -40,7 +35,7 @@ def database(root: Path) -> Files:
     return LmdbFiles(root / "db", prefix="train/")
 
 
-MAKERS = [folder, tar, database]
+MAKERS = [folder, database]
 
 
 @pytest.mark.parametrize("make", MAKERS)
@@ -78,11 +73,8 @@ def test_a_changed_file_has_another_stamp(tmp_path: Path) -> None:
     assert files.stamp("a/1.txt") != before
 
 
-def test_what_is_no_tar_or_no_lmdb_is_said(tmp_path: Path) -> None:
-    (tmp_path / "x.tar").write_bytes(b"x" * 2000)
+def test_what_is_no_lmdb_is_said(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(BadData, match="TAR"):
-        TarFiles(tmp_path / "x.tar").names()
     with pytest.raises(SourceNotFound, match="LMDB"):
         LmdbFiles(tmp_path / "empty").names()
     with pytest.raises(SourceNotFound, match="LMDB"):
@@ -93,3 +85,29 @@ def test_a_loop_of_links_is_said(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     with pytest.raises(BadData, match="loop"):
         FolderFiles(tmp_path).names("loop")
+
+
+def test_a_walk_is_in_order_of_path_without_hidden_names_and_loops(tmp_path: Path) -> None:
+    for name in ("b/2/x", "b/10/x", "b/y", "a/x", ".hidden/x", "z", ".z"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "b" / "up").symlink_to(tmp_path)
+    found = [(folder, sorted(file.name for file in files)) for folder, files, _ in walk(tmp_path)]
+    assert found == [("", ["z"]), ("a", ["x"]), ("b", ["y"]), ("b/10", ["x"]), ("b/2", ["x"])]
+    assert [folder for folder, _, _ in walk(tmp_path, depth=1)] == ["", "a", "b"]
+    assert [folder for folder, _, _ in walk(tmp_path, "b", depth=0)] == ["b"]
+    with pytest.raises(BadData, match="nowhere"):
+        list(walk(tmp_path, "nowhere"))
+
+
+def test_a_lock_held_while_forking_is_free_in_the_child_and_in_a_copy() -> None:
+    lock = ForkLock()
+    with lock:
+        child = os.fork()
+        if not child:
+            signal.alarm(20)
+            with lock:
+                os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        with pickle.loads(pickle.dumps(lock)):
+            pass

@@ -123,7 +123,7 @@ def test_nearest_is_that_of_pillow_and_never_empty(height: int, width: int, long
     from_hw = max(round(height * scale), 1), max(round(width * scale), 1)
     mask = (np.random.default_rng(random.randrange(1 << 30)).random(from_hw) < 0.3).astype(np.uint8)  # type: ignore[attr-defined]
     mask.flat[0] = 1
-    resized = openimages._nearest(mask, (height, width))
+    resized = openimages._at_size(mask, (height, width))
     expected = np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
     assert resized.any()
     sides = ((height, from_hw[0]), (width, from_hw[1]))

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from penstock.describe import describe
 from penstock.errors import BadData, SourceNotFound
 from penstock.geometry.id_pngs import write_id_png
 from penstock.readers.base import Reader
@@ -140,6 +141,9 @@ def test_some_scenes_and_the_root_as_a_scene(tmp_path: Path) -> None:
     assert [group.name for group in Scenes(tmp_path / "x").groups] == ["s1", "s2", "s10"]
     some = open_source(f"scenes:{tmp_path / 'x'}?scenes=s10,s1")
     assert [group.name for group in some.groups] == ["s1", "s10"]
+    attributes = describe(some)["attributes"]
+    assert isinstance(attributes, dict)
+    assert attributes["options"]["scenes"] == ["s10", "s1"]
     assert Scenes(tmp_path / "x" / "s2").groups[0].name == "s2"
     with pytest.raises(SourceNotFound, match="no scene s7"):
         Scenes(tmp_path / "x", scenes=("s7",))
