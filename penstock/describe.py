@@ -62,6 +62,9 @@ def describe(source: Source, *, sample: int = SAMPLE) -> dict[str, object]:
         ]
         if sample:
             content["sample"] = sizes(source, look(source, sample))
+    elif not len(source):
+        message = f"{type(source).__name__} finds no row here; is this the right reader?"
+        content["problems"] = [{"path": "", "error": "SourceNotFound", "message": message}]
     return content
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from penstock.errors import UsageError
-from penstock.search_vectors import Vectors, as_vectors, widen
+from penstock.search_vectors import Vectors, as_vectors
 from penstock.store import Store
 
 MAX_ROWS = 200_000
@@ -107,14 +107,60 @@ def duplicates(
     rows = np.arange(len(vectors)) if vectors.done is None else np.flatnonzero(vectors.done)
     parent = np.arange(len(rows))
     pairs = 0
-    limit = np.float32(threshold)
-    for first, second, left, right in _close_pairs(vectors, rows, float(limit), block_rows):
-        sure = left >= 0
-        del sure
+    for left, right in _close_pairs(vectors, rows, np.float32(threshold), block_rows):
         pairs += len(left)
-        _join(parent, left + first, right + second)
-    roots = _roots(parent, np.arange(len(rows)))
+        _join(parent, left, right)
+    roots = parent
     order = np.argsort(roots, kind="stable")
     cuts = np.flatnonzero(np.diff(roots[order])) + 1
     groups = tuple(rows[group] for group in np.split(order, cuts) if len(group) > 1)
     return Duplicates(threshold=threshold, rows=len(rows), pairs=pairs, groups=groups)
+
+
+def _close_pairs(
+    vectors: Vectors, rows: np.ndarray, threshold: np.float32, size: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Places in `rows` of all pairs that reach the threshold, each pair once, block by block.
+
+    A product of float32 is wrong by at most dim roundings, and by the rounding of both vectors; pairs so close to the
+    threshold that this could matter are scored exactly.
+    """
+    doubt = 1.01 * (vectors.dim + 16) * _ROUNDING
+    if len(rows):
+        _ = vectors.scales  # the check of all vectors
+    for first in range(0, len(rows), size):
+        left = vectors.unit(rows[first : first + size]).astype(np.float32)
+        for second in range(first, len(rows), size):
+            right = left if second == first else vectors.unit(rows[second : second + size]).astype(np.float32)
+            fast = left @ right.T
+            if second == first:
+                fast[np.tril_indices(len(fast))] = -np.inf
+            ones, others = np.nonzero(fast >= threshold - doubt)
+            ones, others = ones + first, others + second
+            unsure = np.flatnonzero(fast[ones - first, others - second] < threshold + doubt)
+            keep = np.ones(len(ones), np.bool_)
+            keep[unsure] = _pair_scores(vectors, rows[ones[unsure]], rows[others[unsure]]) >= threshold
+            if keep.any():
+                yield ones[keep], others[keep]
+
+
+def _pair_scores(vectors: Vectors, ones: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """(n,) float32: the exact cosine of pairs of rows."""
+    found = np.empty(len(ones), np.float32)
+    for start in range(0, len(ones), _BLOCK_ROWS):
+        part = slice(start, start + _BLOCK_ROWS)
+        found[part] = vectors.scores(others[part], vectors.unit(ones[part]))
+    return found
+
+
+def _join(parent: np.ndarray, ones: np.ndarray, others: np.ndarray) -> None:
+    """Joins the groups of pairs; `parent` leads each place to the first of its group in one step, before and after."""
+    while True:
+        left, right = parent[ones], parent[others]
+        apart = left != right
+        if not apart.any():
+            return
+        ones, others, left, right = ones[apart], others[apart], left[apart], right[apart]
+        np.minimum.at(parent, np.maximum(left, right), np.minimum(left, right))
+        while not np.array_equal(above := parent[parent], parent):
+            parent[:] = above

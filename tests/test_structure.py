@@ -31,10 +31,11 @@ LAYERS = [
         "saved",
         "sequence_folder",
         "sequence_check",
+        "segments",
         "exporters",
     ],
     ["stages", "check", "repair", "search", "describe", "doctor", "track"],
-    ["jobs", "work", "launch", "train", "convert", "sequence"],
+    ["jobs", "work", "launch", "train", "convert", "sequence", "embed"],
     ["viewer", "cli", "compat", "testing", "recipes", "progress", "report_page", "sequence_report", "__main__"],
 ]
 """DESIGN.md section 5: a module imports from its own layer and from those before it. `check_boxes` lies with `check`."""

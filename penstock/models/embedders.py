@@ -287,7 +287,8 @@ class ModelEmbedder:
                 f"{', '.join(map(str, rows))} of {len(vectors)}.{advice}",
                 rows,
             )
-        return vectors / norms
+        unit: torch.Tensor = vectors / norms
+        return unit
 
 
 def _precision(options: _Options, device: str) -> Precision:

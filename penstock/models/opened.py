@@ -86,7 +86,7 @@ def hash_state(state: "Mapping[str, torch.Tensor]") -> str:
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return f"xxh3_128:{digest.hexdigest()}"
 
 

@@ -143,11 +143,10 @@ class Got10k(TextTracks):
             message = f"expected 0..8, got {some(sorted(set(cover[wrong].tolist())))}: taken as not known"
             problems.append(Problem(f"{folder}/cover.label", "BadData", message))
             cover[wrong] = UNKNOWN_COVER
-        about = parse_pairs(self.files.read(f"{folder}/meta_info.ini")) if "meta_info.ini" in there else {}
+        path = f"{folder}/meta_info.ini"
+        about = parse_pairs(self._content(path, "read as empty", problems)) if "meta_info.ini" in there else {}
         if not about and not is_test:
-            problems.append(
-                Problem(f"{folder}/meta_info.ini", "SourceNotFound", "no class and no rate of this sequence")
-            )
+            problems.append(Problem(path, "SourceNotFound", "no class and no rate of this sequence"))
         return Track(
             video=name,
             name=name,

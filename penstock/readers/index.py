@@ -49,7 +49,9 @@ class Index:
         if self.kept:
             found = _load(*self.kept)
             if found is None:
-                raise StateMismatch(f"{self.kept[0]}: the index was rebuilt or removed since the source was opened; open it again")
+                raise StateMismatch(
+                    f"{self.kept[0]}: the index was rebuilt or removed since the source was opened; open it again"
+                )
             self.__dict__.update(found.__dict__)
 
     def __getitem__(self, name: str) -> np.ndarray:

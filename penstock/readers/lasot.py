@@ -114,7 +114,9 @@ class Lasot(TextTracks):
         if self.corner == "zero":
             boxes[(boxes[:, 2:] > 0).all(axis=1), :2] -= 1
         texts = {
-            text: self.files.read(f"{folder}/{text}").decode("utf-8-sig", "replace").strip() if text in there else ""
+            text: self._content(f"{folder}/{text}", "taken as empty", problems).decode("utf-8-sig", "replace").strip()
+            if text in there
+            else ""
             for text in ("nlp.txt", "attributes.txt")
         }
         return Track(

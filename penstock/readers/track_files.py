@@ -91,12 +91,20 @@ class TextTracks(Tracks):
         if not self.files.exists(path):
             problems.append(Problem(path, "SourceNotFound", "no such file: its frames are there, without annotation"))
             return np.zeros((0, 4))
-        boxes, faulty = parse_boxes(self.files.read(path))
+        boxes, faulty = parse_boxes(self._content(path, "its frames are there, without annotation", problems))
         if faulty:
             problems.append(
                 Problem(path, "BadData", f"expected four numbers in every line, got others in {some(faulty)}")
             )
         return boxes
+
+    def _content(self, path: str, cost: str, problems: list[Problem]) -> bytes:
+        """A file of one track; empty where it cannot be read, which is a problem that says what it costs."""
+        try:
+            return self.files.read(path)
+        except BadData as error:
+            problems.append(Problem(path, "BadData", f"{error}: {cost}"))
+            return b""
 
     def _mismatch(self, folder: str, names: Sequence[str], pictures: np.ndarray, lines: int) -> Problem:
         parts = [f"{len(pictures)} pictures, {lines} lines of annotation"]

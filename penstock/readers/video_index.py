@@ -185,7 +185,7 @@ def libav_errors(path: str) -> Iterator[None]:
     try:
         yield
     except av.error.FFmpegError as error:
-        if isinstance(error, OSError) and not (error.errno == errno.EIO and _can_be_read(path)):
+        if isinstance(error, OSError) and not (error.errno in (errno.EIO, errno.EPERM) and _can_be_read(path)):
             raise
         raise BadData(f"{path}: expected a whole video file: {error}") from error
 
@@ -198,7 +198,8 @@ def turned(pixels: np.ndarray, turn: str) -> np.ndarray:
 
 
 def _can_be_read(path: str) -> bool:
-    """Whether the system reads the whole file: libav says EIO of a file that ends too early, too.
+    """Whether the system reads the whole file: libav says EIO of a file that ends too early, too, and
+    EPERM where no seek in a damaged one leads anywhere.
 
     Raises:
         OSError: it does not.

@@ -1,0 +1,279 @@
+"""The Ray launcher, on a real cluster of two node processes: whatever is killed, the store ends as the clean run's."""
+
+import dataclasses
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+
+from penstock.convert import ConvertConfig, convert_sa1b_tar
+from penstock.errors import MissingExtra, PartClaimed, SourceNotFound, UsageError
+from penstock.launch.ray import Ray, _FencedWriter, _read_claim
+from penstock.report import Report
+from penstock.schema import Field, Record, Schema
+from penstock.store import StoreSink, sink
+from penstock.store.claims import Claim
+from penstock.testing import make_sa1b_tar
+from tests.test_bad_input import data_files
+from tests.test_jobs import Numbers, Square, check_rows, counts, job
+
+pytest.importorskip("ray")
+
+ROOT = Path(__file__).parents[2]
+SMALL: dict[str, Any] = {
+    "picture_size": 64,
+    "feature_size": 8,
+    "channels": 4,
+    "edge_sizes": (64,),
+    "map_sizes": (64, 32),
+}
+
+pytestmark = [
+    # Ray leaves sockets, log files and finished processes to the garbage collector.
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slow(Square):
+    """Squares that take their time, each worker leaving a file of its name in `marks`."""
+
+    marks: str = ""
+    seconds: float = 0.05
+
+    def __call__(self, records: list[Record]) -> list[Record]:
+        import ray
+
+        name = f"{os.getpid()}-{ray.get_runtime_context().get_node_id()}" if ray.is_initialized() else "driver"
+        (Path(self.marks) / name).touch()
+        time.sleep(self.seconds)
+        return super().__call__(records)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    from ray.cluster_utils import Cluster
+
+    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # short: sockets lie below it
+    node = {"num_cpus": 1, "object_store_memory": 80 << 20}
+    made = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False, "temp_dir": folder})
+    made.add_node(**node)
+    yield made
+    made.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def ray_(cluster: Any) -> Callable[..., Ray]:
+    """Makes a launcher on the cluster, which has two nodes of one CPU each."""
+    if not cluster.worker_nodes:
+        cluster.add_node(num_cpus=1, object_store_memory=80 << 20)
+    return lambda **options: Ray(address=cluster.address, **options)
+
+
+def workers(marks: Path) -> dict[int, str]:
+    """Node by process, of the workers that have worked."""
+    return {int(name.partition("-")[0]): name.partition("-")[2] for name in os.listdir(marks) if "-" in name}
+
+
+def wait_until(holds: Callable[[], object], what: str, seconds: float = 60) -> None:
+    give_up = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < give_up, what
+        time.sleep(0.02)
+
+
+def alive(pid: int) -> bool:
+    stat = Path(f"/proc/{pid}/stat")
+    try:
+        return stat.read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_converts_to_the_same_bytes_also_when_a_node_is_killed_in_mid_run(
+    cluster: Any, ray_: Callable[..., Ray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # paths are relative: workers find them all the same
+    make_sa1b_tar("a.tar", 40, **SMALL)
+    config = ConvertConfig(tar_path=("a.tar",), output_dir=Path("inline"), image_size=64, workers=0, part_rows=16)
+    assert convert_sa1b_tar(config).done == 40
+
+    def on_ray(name: str, on_progress: Callable[[Report], None] = lambda report: None) -> None:
+        other = dataclasses.replace(
+            config, output_dir=Path(name), workers=2, launcher="ray", ray_address=cluster.address
+        )
+        report = convert_sa1b_tar(other, on_progress=on_progress)
+        assert (counts(report), report.exit_code) == ((40, 40, 0, 0), 0)
+        assert data_files(Path(name)) == data_files(Path("inline"))
+        assert convert_sa1b_tar(other).skipped == 40  # and starts no worker for it
+
+    before = signal.getsignal(signal.SIGTERM)
+    on_ray("clean")
+    assert signal.getsignal(signal.SIGTERM) is before
+    killed_at: list[int] = []
+
+    def kill(report: Report) -> None:
+        if not killed_at:
+            killed_at.append(report.done)
+            cluster.remove_node(cluster.worker_nodes.copy().pop(), allow_graceful=False)
+
+    on_ray("killed", kill)
+    assert killed_at[0] < 20
+
+
+def test_a_killed_node_loses_nothing(cluster: Any, ray_: Callable[..., Ray], tmp_path: Path) -> None:
+    (tmp_path / "marks").mkdir()
+    stage = Slow(batch_size=4, marks=str(tmp_path / "marks"), seconds=0.2)
+    job(tmp_path / "clean", Numbers(60), Square(batch_size=4), part_rows=25).run()
+
+    def kill(report: Report) -> None:
+        if cluster.worker_nodes and len(set(workers(tmp_path / "marks").values())) == 2:
+            cluster.remove_node(cluster.worker_nodes.copy().pop(), allow_graceful=False)
+
+    report = job(tmp_path / "s", Numbers(60), stage, part_rows=25, launcher=ray_(), on_progress=kill).run()
+    assert not cluster.worker_nodes  # both nodes worked, and one was killed
+    assert counts(report) == (60, 60, 0, 0)
+    assert data_files(tmp_path / "s") == data_files(tmp_path / "clean")
+
+
+def test_a_killed_worker_loses_nothing(ray_: Callable[..., Ray], tmp_path: Path) -> None:
+    (tmp_path / "marks").mkdir()
+    stage = Slow(batch_size=4, marks=str(tmp_path / "marks"), seconds=0.1)
+    job(tmp_path / "clean", Numbers(80), Square(batch_size=4), part_rows=25).run()
+    killed: list[int] = []
+
+    def kill(report: Report) -> None:
+        if not killed:
+            killed.append(next(iter(workers(tmp_path / "marks"))))
+            os.kill(killed[0], signal.SIGKILL)
+
+    report = job(tmp_path / "s", Numbers(80), stage, part_rows=25, launcher=ray_(), on_progress=kill).run()
+    assert killed
+    assert counts(report) == (80, 80, 0, 0)
+    assert len(workers(tmp_path / "marks")) == 3  # the dead one was replaced
+    assert data_files(tmp_path / "s") == data_files(tmp_path / "clean")
+
+
+def test_a_row_that_kills_its_worker_is_the_only_failed_one(ray_: Callable[..., Ray], tmp_path: Path) -> None:
+    stage = Square(batch_size=2, exits=frozenset({6}))
+    report = job(tmp_path / "s", Numbers(10), stage, launcher=ray_(workers=2)).run()
+    assert counts(report) == (10, 9, 1, 0)
+    (failure,) = report.failures
+    assert (failure.key, failure.error, failure.source, failure.attempt) == ("n6", "WorkerDied", "numbers", 2)
+    assert failure.message == "n6: its worker died, 2 attempts"
+    check_rows(tmp_path / "s", 10, {6})
+
+
+def test_a_row_that_takes_too_long_is_the_only_failed_one(ray_: Callable[..., Ray], tmp_path: Path) -> None:
+    stage = Square(batch_size=1, sleeps=frozenset({3}))
+    report = job(tmp_path / "s", Numbers(6), stage, launcher=ray_(workers=1, timeout_s=2.0)).run()
+    assert counts(report) == (6, 5, 1, 0)
+    assert (report.failures[0].key, report.failures[0].error) == ("n3", "TimeoutError")
+    check_rows(tmp_path / "s", 6, {3})
+
+
+def drive_slowly(address: str, folder: str) -> None:
+    """What the driver that is killed does, in a process of its own."""
+    sink.COMMIT_SECONDS = 0.1
+    stage = Slow(batch_size=4, marks=f"{folder}/marks", seconds=0.2)
+    job(Path(folder) / "s", Numbers(100), stage, part_rows=25, launcher=Ray(address=address)).run()
+
+
+def test_a_killed_driver_takes_its_workers_along_and_is_started_again(
+    cluster: Any, ray_: Callable[..., Ray], tmp_path: Path
+) -> None:
+    (tmp_path / "marks").mkdir()
+    job(tmp_path / "clean", Numbers(100), Square(batch_size=4), part_rows=25).run()
+    script = f"from tests.launch.test_ray import drive_slowly\ndrive_slowly({cluster.address!r}, {str(tmp_path)!r})"
+    driver = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    wait_until(lambda: len(workers(tmp_path / "marks")) == 2 or driver.poll() is not None, "no worker came up")
+    time.sleep(1.0)
+    driver.kill()
+    output, _ = driver.communicate()
+    assert driver.returncode == -signal.SIGKILL, output.decode()
+    killed = time.monotonic()
+    old = workers(tmp_path / "marks")
+    stage = Slow(batch_size=4, marks=str(tmp_path / "marks"), seconds=0.0)
+    report = job(tmp_path / "s", Numbers(100), stage, part_rows=25, launcher=ray_()).run()
+    assert counts(report) == (100, 100, 0, 0)
+    assert 0 < report.skipped < 100
+    wait_until(lambda: not any(alive(pid) for pid in old), "workers outlived their driver", 10)
+    print(f"workers gone at most {time.monotonic() - killed:.1f} s after their driver")
+    assert data_files(tmp_path / "s") == data_files(tmp_path / "clean")
+
+
+class TestFence:
+    """A worker writes only under the claim that its order was given under."""
+
+    schema: ClassVar[Schema] = Schema([Field(name="value", dtype="int64")])
+
+    def test_after_another_driver_took_the_claim_nothing_is_written(self, tmp_path: Path) -> None:
+        writer = _FencedWriter(StoreSink(tmp_path / "s", self.schema).writer())
+        folder = tmp_path / "s" / "part"
+        folder.mkdir()
+        rows = [writer.encode({"value": np.int64(5)})]
+        for shared in (False, True):
+            ours = Claim(folder, shared=shared)
+            ours.acquire()
+            writer.claims = {folder: _read_claim(folder)}
+            assert writer.claims[folder]
+            writer.write_rows(folder, 0, rows)
+            ours.release()
+            theirs = Claim(folder, shared=shared)
+            for after in (lambda: None, theirs.acquire):
+                after()
+                with pytest.raises(PartClaimed, match="nothing was written"):
+                    writer.write_rows(folder, 1, rows)
+            theirs.release()
+            (folder / "_claim").unlink(missing_ok=True)
+        assert (folder / "value.bin").stat().st_size == 8
+
+    def test_a_folder_that_is_not_on_the_node_is_no_fault_of_the_row(self, tmp_path: Path) -> None:
+        writer = _FencedWriter(StoreSink(tmp_path / "s", self.schema).writer())
+        with pytest.raises(SourceNotFound, match="every node mounts"):
+            writer.check(tmp_path / "elsewhere")
+
+
+class TestRefused:
+    """What cannot work is said at once, and names what to do."""
+
+    def test_without_ray(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "ray", None)
+        with pytest.raises(MissingExtra, match=r"penstock\[ray\]"):
+            Ray()
+
+    def test_a_stream(self, tmp_path: Path) -> None:
+        make_sa1b_tar(tmp_path / "a.tar.gz", 2, mode="w:gz", **SMALL)
+        config = ConvertConfig(
+            tar_path=(str(tmp_path / "a.tar.gz"),), output_dir=tmp_path / "s", image_size=64, launcher="ray"
+        )
+        with pytest.raises(UsageError, match="plain TARs"):
+            convert_sa1b_tar(config)
+        assert not (tmp_path / "s").exists()
+
+    def test_settings_that_contradict_each_other(self, tmp_path: Path) -> None:
+        for options in ({"launcher": "ray", "workers": 0}, {"ray_address": "auto"}):
+            with pytest.raises(UsageError, match=r"launcher|ray-address"):
+                ConvertConfig(tar_path=("a.tar",), output_dir=tmp_path / "s", **options)  # type: ignore[arg-type]
+
+    def test_a_device_that_no_node_has(self, ray_: Callable[..., Ray], tmp_path: Path) -> None:
+        with pytest.raises(UsageError, match=r"each needs 1 CPU and 1 GPU, the cluster has CPU 2, GPU 0"):
+            job(tmp_path / "s", Numbers(3), launcher=ray_(start_s=0.5), device="cuda").run()
+
+    def test_an_address_where_no_cluster_is(self, tmp_path: Path) -> None:
+        with pytest.raises(UsageError, match="no cluster at"):
+            job(tmp_path / "s", Numbers(3), launcher=Ray(address="127.0.0.1:1")).run()
