@@ -83,7 +83,9 @@ def query_vector(vectors: Vectors, query: Query, embedder: Embedder | None = Non
         vectors.store.read(query.row, [vectors.field])
         values = vectors.take(rows)
         if not (np.isfinite(values).all() and values.any()):
-            raise BadData(f"{vectors.store.path}: {vectors.field} of row {query.row} ({query.text}): zeros, or not finite")
+            raise BadData(
+                f"{vectors.store.path}: {vectors.field} of row {query.row} ({query.text}): zeros, or not finite"
+            )
         return np.asarray(vectors.unit(rows)[0])
     if embedder is None:
         what = f"{query.text!r} is no key of {vectors.store.path}" if query.kind == "text" else f"{query.path}"
@@ -96,8 +98,8 @@ def query_vector(vectors: Vectors, query: Query, embedder: Embedder | None = Non
         try:
             return np.asarray(embedder.embed_texts([query.text])[0])
         except UsageError as error:
-            near = _meant(nearest_keys(vectors.store, query.text))
-            raise UsageError(f"{query.text!r} is no key of {vectors.store.path}{near}; as a text: {error}") from error
+            meant = _meant(nearest_keys(vectors.store, query.text))
+            raise UsageError(f"{query.text!r} is no key of {vectors.store.path}{meant}; as a text: {error}") from error
     return _embed_picture(embedder, open_picture(query))
 
 

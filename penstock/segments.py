@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Literal, Protocol, cast, get_args
 
 import numpy as np
@@ -245,7 +245,7 @@ class Segments:
         """What the source says of a row, but for its pixels."""
         place = self._source_row(row)
         names = [name for name in _PASSED if name in self.source.schema]
-        record = dict(cast(Reader, self.source).read(place, names)) if isinstance(self.source, Reader) else {}
+        record = dict(self.source.read(place, names)) if isinstance(self.source, Reader) else {}
         if self.kind == "ids":
             record.setdefault("image_id", self.source.keys[place])
         return record
@@ -335,7 +335,7 @@ def _fingerprints(source: Source) -> list[int]:
     starts = source.index["starts"].tolist()
     raw = _row_bytes(source)
     found: list[int] = []
-    for first, last in zip(starts, starts[1:], strict=False):
+    for first, last in pairwise(starts):
         pictures = [] if last == first else [source._pictures(first), source._pictures(last - 1)]
         if raw is None or (pictures and pictures[0] != pictures[1]):
             found += [source.fingerprint(row) for row in range(first, last)]

@@ -128,27 +128,25 @@ class Work:
     def _fetch(self, orders: Sequence[Order]) -> list[tuple[Record | None, Finished]]:
         """The record of each order, or why there is none."""
         records: list[Record | Exception | None] = [order.candidate.record for order in orders]
-        places = [number for number, order in enumerate(orders) if order.candidate.index is not None and self.offers]
-        indices = [order.candidate.index for order in (orders[place] for place in places)]
-        for place, found in zip(places, self._read(indices), strict=True):  # type: ignore[arg-type]  # None was sorted out
-            records[place] = found
+        if self.offers is not None:
+            indices = {place: order.candidate.index for place, order in enumerate(orders)}
+            known = {place: index for place, index in indices.items() if index is not None}
+            for place, found in zip(known, self._read(self.offers, list(known.values())), strict=True):
+                records[place] = found
         return [_fetched(order, record) for order, record in zip(orders, records, strict=True)]
 
-    def _read(self, indices: Sequence[int]) -> list[Record | Exception]:
-        """Several rows at once where the offers can, so that what they share is read once; if that fails, half of them."""
-        assert self.offers is not None or not indices
-        batched: Callable[[Sequence[int]], list[Record]] | None = getattr(self.offers, "__getitems__", None)
+    def _read(self, offers: Offers, indices: Sequence[int]) -> list[Record | Exception]:
+        """Several rows at once where the offers can, so that what they share is read once; where that fails, halves."""
+        batched: Callable[[Sequence[int]], list[Record]] | None = getattr(offers, "__getitems__", None)
         if len(indices) > 1 and batched is None:
-            return [self._read([index])[0] for index in indices]
+            return [found for index in indices for found in self._read(offers, [index])]
         try:
-            if batched is not None:
-                return [*batched(indices)]
-            return [self.offers[index] for index in indices]  # type: ignore[index]  # there are no indices without
+            return [*batched(indices)] if batched else [offers[index] for index in indices]
         except Exception as error:  # noqa: BLE001  # the per-row boundary: recorded, counted, budgeted
             if len(indices) == 1:
                 return [error]
         half = len(indices) // 2
-        return self._read(indices[:half]) + self._read(indices[half:])
+        return self._read(offers, indices[:half]) + self._read(offers, indices[half:])
 
     def _compute(self, records: list[Record]) -> list[Record | Exception]:
         if not records:

@@ -31,6 +31,12 @@ _ENVIRONMENT = ("PENSTOCK_", "HF_", "OMP_", "TORCH_")
 """Variables of the driver that its workers get too."""
 _OBJECT_STORE_BYTES = 100 << 20
 """Of a cluster that is started here: hardly anything goes through it."""
+_SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # devices that are hidden stay hidden
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "^",  # else it prints what happens to workers to stdout, which is the report's
+}
+"""Read by Ray when it is imported; the user's own come first."""
 _RETRY_S = 1.0
 _log = logging.getLogger("penstock")
 
@@ -315,9 +321,8 @@ def _read_claim(folder: Path) -> bytes:
 
 
 def _import_ray() -> Any:
-    # Before Ray is imported: no statistics are sent, and devices that are hidden stay hidden.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
     try:
         return import_module("ray")
     except ModuleNotFoundError as error:

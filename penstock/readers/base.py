@@ -218,11 +218,11 @@ class Reader:
 
     def _hint(self) -> str:
         """A root nearby that looks right, one or two levels up or down."""
-        if not isinstance(self.files, FolderFiles):
+        if not isinstance(self.files, type(self._open(self.root))):
             return ""
         for folder in nearby(self.root):
             try:
-                if not self.fault(FolderFiles(folder)):
+                if not self.fault(self._open(folder)):
                     return f" Did you mean {folder}?"
             except PenstockError:
                 continue

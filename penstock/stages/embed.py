@@ -1,6 +1,8 @@
 """The stage of `penstock embed`: crops of segments in, unit vectors out."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import multiprocessing
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal, get_args
@@ -49,6 +51,10 @@ class EmbedSegments:
     path: Path = "fast"
     batch_size: int = 96
     """Rows per call."""
+    devices: int = 1
+    """GPUs that workers share, from the embedder's own on; worker n takes the n-th of them, and round again."""
+    reopen: Callable[..., Embedder] | None = None
+    """Opens the same model on another `device`; needed with several devices."""
     tolerance: ClassVar[float] = 1e-3
     """By how much a vector's numbers may differ where the stage is not bitwise."""
 
@@ -95,18 +101,24 @@ class EmbedSegments:
         }
 
     def setup(self, device: str) -> None:
-        """Makes the buffers, and loads the model. `device` is the embedder's own; another one is refused.
+        """Makes the buffers; with several devices, opens the model on this worker's.
 
         Raises:
-            UsageError: the model's weights have changed, or the device is another.
+            UsageError: the model's weights have changed, or the device is not the embedder's.
         """
-        if device not in ("auto", self.embedder.device, self.embedder.device.partition(":")[0]):
-            raise UsageError(f"device: the embedder was opened on {self.embedder.device}, asked for {device}")
+        own = self.embedder.device
+        if device not in ("auto", own, own.partition(":")[0]):
+            raise UsageError(f"device: the embedder was opened on {own}, asked for {device}")
+        kind, _, first = own.partition(":")
+        number = int(first or 0) + _worker_number() % self.devices
+        if kind != "cpu" and number != int(first or 0) and self.reopen is not None:
+            before = self.embedder.identity()
+            self.embedder = self.reopen(device=f"{kind}:{number}")
+            if self.embedder.identity() != before:
+                raise UsageError(f"{self.embedder.spec}: the model changed while the run was starting; run again")
         self._pixels = FastPixels(
             self.embedder.transform, self.bg_alpha, device=self.embedder.device, count=self.model_batch
         )
-        with _one_thread(self.embedder.device):
-            self._embedded([])
 
     def __call__(self, records: list[Record]) -> list[Record]:
         """One vector for each segment.
@@ -172,6 +184,12 @@ def attributes_of(stage: EmbedSegments) -> Mapping[str, object]:
         "path": stage.path,
         "crop_version": _CODE,
     }
+
+
+def _worker_number() -> int:
+    """Workers of a pool are numbered from 1 by their names; the driver is 0."""
+    digits = re.findall(r"\d+", multiprocessing.current_process().name)
+    return int(digits[-1]) if digits else 0
 
 
 @contextmanager

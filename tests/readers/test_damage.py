@@ -36,7 +36,7 @@ from tests.readers.test_refcoco import write_refcoco
 from tests.readers.test_sa1b import write_sa1b, write_sa1b_tar
 from tests.readers.test_sav import write_val
 from tests.readers.test_scenes import write_scene
-from tests.readers.test_trackingnet import write_trackingnet
+from tests.readers.test_trackingnet import pack, write_trackingnet
 from tests.readers.test_youtube_vis import write_vis
 from tests.readers.track_data import write_lmdb
 
@@ -100,10 +100,10 @@ def test_only_typed_errors_come_out(text: str, tmp_path: Path, monkeypatch: pyte
         try:
             source = open_source(f"{reader}:{copy / root}{query}")
         except PenstockError as error:
-            assert str(tmp_path) in str(error)
-            seen += 1
+            seen += str(tmp_path) in str(error)
             continue
-        assert isinstance(source, Reader) and len(source) > 0
+        assert isinstance(source, Reader)
+        assert len(source) > 0
         describe(source, sample=2)
         for row in range(min(len(source), 6)):
             source.fingerprint(row)
@@ -181,7 +181,8 @@ def test_an_interrupt_during_a_build_leaves_nothing(tmp_path: Path) -> None:
 
 def test_an_lmdb_that_is_cut_off_is_refused_and_one_nearby_is_suggested(tmp_path: Path) -> None:
     pytest.importorskip("lmdb")
-    path = write_lmdb(tmp_path / "here" / "lmdb", write_lasot(tmp_path / "lasot")) if _made(tmp_path) else tmp_path
+    (tmp_path / "here").mkdir()
+    path = write_lmdb(tmp_path / "here" / "lmdb", write_lasot(tmp_path / "lasot"))
     with pytest.raises(SourceNotFound, match=rf"a folder without it\. Did you mean {path}\?"):
         LmdbFiles(tmp_path / "here").names()
     size = (path / "data.mdb").stat().st_size
@@ -192,9 +193,12 @@ def test_an_lmdb_that_is_cut_off_is_refused_and_one_nearby_is_suggested(tmp_path
         LmdbFiles(cut).names()
 
 
-def _made(root: Path) -> bool:
-    (root / "here").mkdir()
-    return True
+def test_a_root_of_several_lmdbs_is_suggested(tmp_path: Path) -> None:
+    pytest.importorskip("lmdb")
+    root = pack(write_trackingnet(tmp_path / "trackingnet"), tmp_path / "lmdbs")
+    for wrong in (tmp_path, root / "TRAIN_0_lmdb"):
+        with pytest.raises(SourceNotFound, match=rf"no seq_list\.json.*Did you mean {root}\?"):
+            open_source(f"trackingnet-lmdb:{wrong}")
 
 
 def test_a_file_deep_in_a_dataset_suggests_its_root(tmp_path: Path) -> None:
@@ -239,7 +243,8 @@ def test_one_tar_that_cannot_be_read_is_a_problem(kind: str, tmp_path: Path) -> 
     other = tmp_path / "sa_000000.tar"
     other.mkdir() if kind == "folder" else other.symlink_to("nowhere")
     source = open_source(f"sa1b:{tmp_path}")
-    assert isinstance(source, Reader) and len(source) == 3
+    assert isinstance(source, Reader)
+    assert len(source) == 3
     assert [problem.path for problem in source.problems] == ([] if kind == "folder" else ["sa_000000.tar"])
 
 

@@ -1,0 +1,473 @@
+"""One unit vector per segment: wires source, stage and sink into a job. `penstock embed`."""
+
+import itertools
+import os
+import platform
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+import penstock
+from penstock.errors import BadData, OutputRefused, RecipeMismatch, UsageError
+from penstock.geometry.segment_crops import reference_crop
+from penstock.jobs import Job, Launcher
+from penstock.launch.local import Inline, Local
+from penstock.models.embedders import open_embedder
+from penstock.models.protocols import Embedder
+from penstock.registry import open_source
+from penstock.report import Budget, Report
+from penstock.schema import Record
+from penstock.segments import RECIPES, Recipe, Segments
+from penstock.source import Source
+from penstock.stages.embed import PATHS, EmbedSegments, attributes_of
+from penstock.stages.embed import Path as CropPath
+from penstock.store import Store
+from penstock.store.disk import Disk
+from penstock.store.layout import Layout
+from penstock.store.manifest import NAME, Manifest
+from penstock.store.rows import DONE, FAILED
+from penstock.store.sink import StoreSink
+from penstock.store.state import check_output, known_rows
+
+COMMAND = "embed"
+DEFAULT_SPEC = "openclip:timm/ViT-B-16-SigLIP"
+ROWS_PER_PICTURE = 12
+"""COCO has eleven segments a picture: what `batch_size` pictures are in rows."""
+WORKERS_PER_GPU = 4
+PROBE_ROWS = 2
+LEAST_COSINE, MEDIAN_COSINE = 0.9995, 0.9999
+"""What vectors by the fast path must have with those by the reference: each one, and half of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedConfig:
+    """What to embed, where to, and how."""
+
+    cache_dir: Path
+    """New or empty folder, or the output of an earlier run: then only what is missing or changed is done."""
+    data_path: Path | None = None
+    """Folder of COCO panoptic; or else `source`."""
+    source: str | None = None
+    """Any source with masks or id maps, as `READER:PATH?option=value`: `sa1b:DIR`, `scenes:ROOT`, ..."""
+    split: str | None = None
+    """Of `data_path`: "train", "val", "all"; None for the only one there is."""
+    embedder_spec: str = DEFAULT_SPEC
+    """The model, `TYPE:NAME`: see `penstock.models.embedders.open_embedder`."""
+    batch_size: int = 8
+    """Pictures per batch, of twelve segments each. Memory only: vectors do not depend on it but by rounding."""
+    num_workers: int = -1
+    """Worker processes, each with the model; 0 works in this process, -1 takes one per core, or four per GPU."""
+    device: str = "auto"
+    """"auto" (a GPU where there is one), "cpu", "cuda", "cuda:1"."""
+    devices: int = 1
+    """GPUs to share the work, from `device` on."""
+    bg_alpha: float = 0.3
+    """Share of the picture that is left outside the mask; the rest is mid-grey."""
+    pad_ratio: float = 0.1
+    """Padding of the box on each side, as a share of its height and width."""
+    recipe: Recipe = "native"
+    """"native" cuts from the picture at its own size; "legacy-640" stretches it to 640 x 640 before, as the seed did."""
+    path: CropPath = "fast"
+    """"fast" crops with tensors on the device; "reference" with NumPy, Pillow and the model's own transform."""
+    amp: bool | None = None
+    """Mixed precision; None: on a GPU only."""
+    amp_bf16: bool = False
+    compile: bool = False
+    max_segments: int | None = None
+    """Take only the first so many segments."""
+    max_failures: str | None = None
+    """Failures that are still a success: a count ("12") or a share of the segments ("0.5%"); more stop the run."""
+    retry_failed: bool = False
+    """Try segments again that failed before, although their input is the same."""
+    on_change: Literal["refuse", "recompute"] = "refuse"
+    """Where the output was made with another model, alpha, padding or recipe: "refuse", or compute all of it anew beside
+    it, and take its place once that is whole."""
+    durability: Literal["power", "process"] = "power"
+    """"power" flushes every commit to the disk; "process" leaves that to the system."""
+    part_rows: int | None = None
+    timeout_s: float | None = None
+    """Seconds that one segment may take."""
+
+    def __post_init__(self) -> None:
+        checks = [
+            ("data_path", (self.data_path is None) != (self.source is None), "a COCO folder, or else a source"),
+            ("split", self.split is None or self.data_path is not None, "none beside a source: say READER:PATH?split="),
+            ("batch_size", self.batch_size > 0, "a positive number of pictures"),
+            ("num_workers", self.num_workers >= -1, "-1 (one per core), 0 (none) or more"),
+            ("devices", self.devices > 0, "a positive number"),
+            ("bg_alpha", 0 <= self.bg_alpha <= 1, "0..1"),
+            ("pad_ratio", 0 <= self.pad_ratio <= 10, "0..10"),
+            ("recipe", self.recipe in RECIPES, " or ".join(RECIPES)),
+            ("path", self.path in PATHS, " or ".join(PATHS)),
+            ("on_change", self.on_change in ("refuse", "recompute"), "refuse or recompute"),
+            ("max_segments", self.max_segments is None or self.max_segments > 0, "a positive number"),
+            ("part_rows", self.part_rows is None or self.part_rows > 0, "a positive number"),
+            ("timeout_s", self.timeout_s is None or self.timeout_s > 0, "a positive number of seconds"),
+        ]
+        for name, holds, expected in checks:
+            if not holds:
+                raise UsageError(f"{name.replace('_', '-')}: expected {expected}, got {getattr(self, name)!r}")
+        if self.max_failures is not None:
+            Budget.parse(self.max_failures)
+
+    def to_json(self) -> dict[str, object]:
+        """Plain values, as recorded with the output."""
+        paths = {"cache_dir": str(self.cache_dir), "data_path": self.data_path and str(self.data_path)}
+        return {**asdict(self), **paths}
+
+
+def embed(
+    config: EmbedConfig,
+    *,
+    on_progress: Callable[[Report], None] = lambda report: None,
+    stop: Callable[[], str] = lambda: "",
+    launcher: Launcher | None = None,
+    disk: Disk | None = None,
+) -> Report:
+    """Embeds every segment of a source into a store of unit vectors, `cache_dir`.
+
+    Rows are in the source's order, keys are its keys (`<picture>_<segment>` for COCO panoptic). Interrupted or finished,
+    the same call does only what is missing, and what has changed: a segment is computed anew if its crop, its mask or
+    what is said of it is other than before. A segment that cannot be read is a failed row.
+
+    Args:
+        config: see `EmbedConfig`.
+        on_progress: called after every batch with the report so far.
+        stop: asked between batches; a non-empty answer ends the run after the rows in hand.
+        launcher: where batches are run; None: worker processes on this machine.
+        disk: the write seam; tests replace it.
+
+    Raises:
+        UsageError, MissingExtra, SourceNotFound: wrong settings, no such data, no such model, or no weights on this
+            machine; nothing was touched.
+        OutputRefused: `cache_dir` holds something else.
+        RecipeMismatch: it was made with another recipe (and `on_change` says refuse); each difference is named.
+        BudgetExceeded: more rows failed than allowed.
+        OutputFull: no room; what was committed is kept.
+    """
+    started = time.monotonic()
+    segments, stage = open_input(config)
+    output = _output(config, stage)
+    report = Report(command=COMMAND, output=str(config.cache_dir))
+    budget = Budget.parse(config.max_failures) if config.max_failures is not None else None
+    report.budget = budget or report.budget
+    report.notes |= {"config": config.to_json(), "dim": stage.embedder.dim, "spec": stage.embedder.spec}
+    if segments.crowds_left_out:
+        report.notes["crowds_left_out"] = segments.crowds_left_out
+    reasons = _reasons(config, segments, output)
+    if _is_sealed(output) and not sum(reasons[reason] for reason in _COMPUTED):
+        report.planned = report.skipped = sum(reasons.values())
+        report.done, report.failed = reasons["done"], report.planned - reasons["done"]
+        report.problems = [vars(problem) for problem in segments.problems]
+        report.notes["unchanged"] = True
+        report.seconds = time.monotonic() - started
+        return report
+    job = Job(
+        offers=segments,
+        stage=stage,
+        sink=_open_sink(config, stage, output, disk),
+        launcher=launcher or _launcher(config, stage),
+        report=report,
+        budget=budget,
+        retry_failed=config.retry_failed,
+        max_rows=config.max_segments,
+        device=stage.embedder.device,
+        on_progress=on_progress,
+        stop=stop,
+    )
+    job.run()
+    if output != config.cache_dir and not report.missing and not report.interrupted:
+        _take_place(output, config.cache_dir)
+    return report
+
+
+def plan_embed(config: EmbedConfig) -> dict[str, object]:
+    """What `embed` would do, and why; writes nothing.
+
+    Returns:
+        Plain values: counts by reason, bytes, and an estimate of the seconds from two segments.
+
+    Raises:
+        As `embed`.
+    """
+    segments, stage = open_input(config)
+    output = _output(config, stage)
+    reasons = _reasons(config, segments, output)
+    todo = sum(reasons[reason] for reason in _COMPUTED)
+    row_bytes = Layout.of(stage.schema).row_bytes
+    seconds = _probe(segments, stage) if todo else 0.0
+    workers = max(1, _workers(config, stage))
+    return {
+        "command": COMMAND,
+        "dry_run": True,
+        "output": str(config.cache_dir),
+        "rows": {"planned": sum(reasons.values()), "to_do": todo},
+        "reasons": dict(reasons),
+        "bytes_to_write": todo * row_bytes,
+        "bytes_free": shutil.disk_usage(_existing(config.cache_dir)).free,
+        "seconds_per_row": round(seconds, 4),
+        "seconds_estimate": round(seconds * todo / workers, 1),
+        "workers": workers,
+        "spec": stage.embedder.spec,
+        "dim": stage.embedder.dim,
+        "device": stage.embedder.device,
+        "fields": list(stage.schema),
+        "problems": [vars(problem) for problem in segments.problems],
+    }
+
+
+def open_input(config: EmbedConfig) -> tuple[Segments, EmbedSegments]:
+    """The segments and the stage of a configuration, the model opened.
+
+    Raises:
+        UsageError, MissingExtra, SourceNotFound, BadData: as `embed`.
+    """
+    if config.data_path is not None:
+        from penstock.readers.coco_panoptic import CocoPanoptic
+
+        source: Source = CocoPanoptic(config.data_path, split=config.split)
+    else:
+        source = open_source(config.source or "")
+    segments = Segments(source, pad_ratio=config.pad_ratio, recipe=config.recipe)
+    reopen = partial(
+        open_embedder, config.embedder_spec, amp=config.amp, amp_bf16=config.amp_bf16, compile=config.compile
+    )
+    embedder = reopen(device=config.device)
+    stage = EmbedSegments(
+        embedder=embedder,
+        segments=segments.schema,
+        recipe=config.recipe,
+        pad_ratio=config.pad_ratio,
+        bg_alpha=config.bg_alpha,
+        path=config.path,
+        batch_size=config.batch_size * ROWS_PER_PICTURE,
+        devices=config.devices,
+        reopen=reopen,
+    )
+    return segments, stage
+
+
+@dataclass(frozen=True)
+class Verified:
+    """Vectors of a store against those by the reference path."""
+
+    keys: tuple[str, ...]
+    """Rows that were computed again."""
+    cosines: tuple[float, ...]
+    """One for each."""
+
+    @property
+    def least(self) -> float:
+        """The smallest cosine."""
+        return min(self.cosines)
+
+    @property
+    def median(self) -> float:
+        """The median cosine."""
+        return float(np.median(self.cosines))
+
+    @property
+    def is_good(self) -> bool:
+        """Whether each is 0.9995 and the median 0.9999, at least."""
+        return self.least >= LEAST_COSINE and self.median >= MEDIAN_COSINE
+
+    def to_json(self) -> dict[str, object]:
+        """Plain values; the three worst rows by name."""
+        worst = sorted(zip(self.cosines, self.keys, strict=True))[:3]
+        return {
+            "verified": len(self.keys),
+            "cosine_least": round(self.least, 7),
+            "cosine_median": round(self.median, 7),
+            "status": "ok" if self.is_good else "failed",
+            "worst": [{"key": key, "cosine": round(cosine, 7)} for cosine, key in worst],
+        }
+
+
+def verify_sample(
+    store: Store, source: Source, count: int, *, seed: int = 0, embedder: Embedder | None = None
+) -> Verified:
+    """Computes some rows of a store again by the reference path, from whole pictures and masks, and compares.
+
+    Args:
+        store: of vectors, as `embed` makes it.
+        source: what it was made from; a row that is no longer there, or can no longer be read, counts as cosine 0.
+        count: rows; all done ones where there are fewer.
+        seed: which.
+        embedder: the opened model; None opens the store's own, on the CPU.
+
+    Raises:
+        UsageError: no store of vectors, or one without a done row, or a model that cannot be opened.
+        RecipeMismatch: the model has other weights than when the store was made.
+    """
+    said = store.attributes
+    if "embedding" not in store.schema or "pad_ratio" not in said:
+        raise UsageError(
+            f"{store.path}: expected a store of vectors as penstock embed makes it; it has {list(store.schema)}"
+        )
+    made_by = Manifest.load(store.path).identity["embedder"]
+    embedder = embedder or open_embedder(str(said["spec"]), device="cpu")
+    _refuse_other_weights(store.path, made_by, embedder.identity())
+    segments = Segments(source, pad_ratio=said["pad_ratio"], recipe=said["recipe"])  # type: ignore[arg-type]  # as written
+    done = store.done_rows()
+    rows = np.arange(len(store)) if done is None else done
+    if not len(rows) or count < 1:
+        raise UsageError(f"{store.path}: {len(rows)} rows are done, {count} were asked for: expected at least one")
+    chosen = np.sort(np.random.default_rng(seed).permutation(rows)[:count]).tolist()
+    keys = [store.keys[row] for row in chosen]
+    wanted = set(keys)
+    places = {key: place for place, key in enumerate(segments.keys) if key in wanted}
+    cosines = []
+    for row, key in zip(chosen, keys, strict=True):
+        again = _again(segments, places.get(key), embedder, float(str(said["bg_alpha"])))
+        vector = np.asarray(store.read(row, ["embedding"])["embedding"], np.float64)
+        cosines.append(0.0 if again is None else float(vector @ again / np.linalg.norm(vector)))
+    return Verified(tuple(keys), tuple(cosines))
+
+
+def _again(segments: Segments, place: int | None, embedder: Embedder, bg_alpha: float) -> np.ndarray | None:
+    """(D,) float64 of norm 1 by the reference path; None where the row cannot be read."""
+    import torch
+
+    if place is None:
+        return None
+    try:
+        picture, mask = segments.whole(place)
+        crop = reference_crop(picture, mask, bg_alpha=bg_alpha, pad_ratio=segments.pad_ratio)
+    except BadData:
+        return None  # counts as a cosine of 0, and is named among the worst
+    vector = embedder.embed(torch.from_numpy(embedder.prepare(crop)[None]))[0].double().cpu().numpy()
+    unit: np.ndarray = vector / np.linalg.norm(vector)
+    return unit
+
+
+def _refuse_other_weights(path: Path, made_by: object, now: Mapping[str, object]) -> None:
+    """Precision and device may differ, the model may not."""
+    known: Mapping[str, object] = made_by if isinstance(made_by, Mapping) else {}
+    changed = [name for name in ("spec", "weights", "transform", "dim") if known.get(name) != now.get(name)]
+    if changed:
+        lines = [f"{name}: store {known.get(name)!r}, now {now.get(name)!r}" for name in changed]
+        raise RecipeMismatch(f"{path} was made with another model:\n  " + "\n  ".join(lines))
+
+
+_COMPUTED = ("missing", "changed input", "failed before")
+
+
+def _reasons(config: EmbedConfig, segments: Segments, output: Path) -> Counter[str]:
+    """How many rows are to be computed, or not, and why."""
+    known = known_rows(output)
+    reasons: Counter[str] = Counter()
+    nothing = 0, 0
+    rows = zip(segments.keys, segments.cheap_keys(), strict=True)
+    for key, cheap in itertools.islice(rows, config.max_segments):
+        state, before = known.get(key, nothing)
+        if state == DONE and before == cheap:
+            reasons["done"] += 1
+        elif not state:
+            reasons["missing"] += 1
+        elif before != cheap:
+            reasons["changed input"] += 1
+        elif state == FAILED:
+            reasons["failed before" if config.retry_failed else "failed before, not retried"] += 1
+    return reasons
+
+
+def _is_sealed(output: Path) -> bool:
+    if not (output / NAME).exists():
+        return False
+    parts = Manifest.load(output).parts
+    return bool(parts) and all(entry.sealed and not entry.draft for entry in parts)
+
+
+def _output(config: EmbedConfig, stage: EmbedSegments) -> Path:
+    """Where rows go: the output, or a folder beside it that will take its place.
+
+    Raises:
+        OutputRefused, RecipeMismatch: see `embed`.
+    """
+    place = config.cache_dir
+    fresh, old = (place.with_name(f"{place.name}.{word}") for word in ("recompute", "old"))
+    if not place.exists() and fresh.exists() and old.exists():  # killed while the two changed places
+        fresh.rename(place)
+    try:
+        check_output(place, stage.identity(), stage.schema)
+    except RecipeMismatch:
+        if config.on_change == "refuse":
+            raise
+        check_output(fresh, stage.identity(), stage.schema)
+        return fresh
+    return place
+
+
+def _take_place(fresh: Path, place: Path) -> None:
+    old = place.with_name(f"{place.name}.old")
+    if old.exists():
+        shutil.rmtree(old)
+    place.rename(old)
+    fresh.rename(place)
+    shutil.rmtree(old)
+
+
+def _open_sink(config: EmbedConfig, stage: EmbedSegments, output: Path, disk: Disk | None) -> StoreSink:
+    libraries: Callable[[], Mapping[str, str]] = getattr(stage.embedder, "libraries", dict)
+    provenance = {
+        "penstock": penstock.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "libraries": dict(libraries()),
+        "host": platform.node(),
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "config": config.to_json(),
+    }
+    try:
+        return StoreSink(
+            output,
+            stage.schema,
+            identity=stage.identity(),
+            attributes=attributes_of(stage),
+            provenance=provenance,
+            durability=config.durability,
+            part_rows=config.part_rows,
+            disk=disk,
+        )
+    except (PermissionError, NotADirectoryError) as error:
+        raise OutputRefused(
+            f"{error.filename or output}: not writable ({error.strerror}); nothing was touched"
+        ) from error
+
+
+def _launcher(config: EmbedConfig, stage: EmbedSegments) -> Launcher:
+    workers = _workers(config, stage)
+    return Local(workers, timeout_s=config.timeout_s) if workers else Inline()
+
+
+def _workers(config: EmbedConfig, stage: EmbedSegments) -> int:
+    if config.num_workers >= 0:
+        return config.num_workers
+    return len(os.sched_getaffinity(0)) if stage.embedder.device == "cpu" else WORKERS_PER_GPU * config.devices
+
+
+def _existing(path: Path) -> Path:
+    """The path, or the closest folder above it that exists."""
+    return next(folder for folder in (path, *path.absolute().parents) if folder.is_dir())
+
+
+def _probe(segments: Segments, stage: EmbedSegments) -> float:
+    """Seconds of a row, from the first that can be read; 0 where none of a few can."""
+    small = replace(stage, batch_size=PROBE_ROWS)
+    small.setup(stage.embedder.device)
+    for row in range(min(len(segments), 10)):
+        started = time.perf_counter()
+        try:
+            records: list[Record] = segments.__getitems__([row, min(row + 1, len(segments) - 1)])
+            small(records)
+        except BadData:
+            continue  # met again, recorded and counted, when the job comes to it
+        return (time.perf_counter() - started) / len(records)
+    return 0.0
