@@ -50,7 +50,7 @@ def neighbours(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The rows whose vectors have the largest cosine with each query. Exact.
 
-    The score is the cosine in float64, rounded to float32 (`Vectors.scores`); rows of equal score come in row order. The
+    The score is the cosine, rounded to a multiple of 2^-24 (`Vectors.scores`); rows of equal score come in row order. The
     answer does not depend on the engine, the chunks or the threads. Rows that are not done are passed over.
 
     Args:

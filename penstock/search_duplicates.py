@@ -85,7 +85,7 @@ def duplicates(
 ) -> Duplicates:
     """Groups of rows that look alike. Exact: every pair is compared; memory does not grow with the pairs found.
 
-    A pair counts if its cosine, in float64 rounded to float32, is at least the threshold rounded to float32. The answer
+    A pair counts if its cosine, as `Vectors.scores` gives it, is at least the threshold rounded to float32. The answer
     does not depend on the blocks. Rows that are not done are passed over.
 
     Args:

@@ -28,6 +28,7 @@ CHUNK_ROWS = 16384
 _INNER_BYTES = 768 << 10
 """Of float32 numbers at a time: they stay in the second-level cache."""
 _EXACT_ROWS = 2048
+_GRID = 2.0**24
 _NO_HIGH_EXPONENT = np.int32(-0x70000001)
 _REBIAS = np.float32(2.0**112)
 _scratch = threading.local()
@@ -136,15 +137,15 @@ class Vectors:
     def scores(self, rows: np.ndarray, query: np.ndarray) -> np.ndarray:
         """The cosine of some rows with a query, as every command reports it.
 
-        Products of float64, summed row by row, divided by both norms, rounded to float32: it depends on the two vectors
-        alone, not on which rows are asked for with it.
+        In float64, sums row by row, then rounded to a whole multiple of 2^-24, as fine as float32 is below 1: it depends
+        on the two vectors alone, not on which rows are asked for with it, and rounding errors make no order.
 
         Args:
             rows: (n,) int64.
             query: (dim,) float64 of norm 1; or (n, dim), one for each row.
 
         Returns:
-            (n,) float32.
+            (n,) float32, -1..1.
         """
         found = np.empty(len(rows), np.float32)
         for start in range(0, len(rows), _EXACT_ROWS):
@@ -152,7 +153,8 @@ class Vectors:
             values = self.take(rows[part])
             products = np.sum(values * (query if query.ndim == 1 else query[part]), axis=1)
             np.multiply(values, values, out=values)
-            found[part] = products / np.sqrt(np.sum(values, axis=1))
+            cosines = products / np.sqrt(np.sum(values, axis=1))
+            found[part] = np.clip(np.rint(cosines * _GRID), -_GRID, _GRID) / _GRID + 0.0
         return found
 
     def unit(self, rows: np.ndarray) -> np.ndarray:

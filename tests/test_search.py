@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from penstock.store.commit import Commit
 
 torch = pytest.importorskip("torch")
 ENGINES = ("numpy", "torch")
+NAMES = ("cat", "dog", "car")
 
 
 def schema_of(dim: int, dtype: str = "float16", file: str = "") -> Schema:
@@ -49,7 +51,7 @@ def record(vector: np.ndarray, row: int) -> Record:
         "embedding": vector,
         "box": np.array([row, 1, 5, 6], np.float32),
         "category_id": np.int64(row % 3 + 10),
-        "category": "cat dog car".split()[row % 3],
+        "category": NAMES[row % 3],
     }
 
 
@@ -57,13 +59,34 @@ def make_store(
     path: Path, vectors: np.ndarray, *, dtype: str = "float16", file: str = "", part_rows: int | None = None
 ) -> Store:
     rows = ((f"img{n:04d}_{n}", record(vector.astype(dtype), n)) for n, vector in enumerate(vectors))
-    options = {"attributes": {"spec": "tiny:test"}} | ({} if part_rows is None else {"part_rows": part_rows})
+    options: dict[str, object] = {"attributes": {"spec": "tiny:test"}, "durability": "process"}
+    options |= {} if part_rows is None else {"part_rows": part_rows}
     write_store(path, schema_of(vectors.shape[1], dtype, file), rows, **options)
     return open_store(path)
 
 
+class MemoryStore:
+    """What searching asks of a store, in memory: examples by the hundred need no disk."""
+
+    path, attributes, schema = Path("memory"), {"spec": "tiny:test"}, Schema([])
+
+    def __init__(self, vectors: np.ndarray, part_rows: int) -> None:
+        self.views = [vectors[n : n + part_rows].astype(np.float16) for n in range(0, len(vectors), part_rows)]
+        self.schema = schema_of(vectors.shape[1])
+        self.keys = [f"k{n}" for n in range(len(vectors))]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def column_views(self, name: str) -> list[np.ndarray]:
+        return self.views
+
+    def done_rows(self) -> None:
+        return None
+
+
 def store_with_gaps(path: Path, vectors: np.ndarray, failed: set[int], missing: set[int]) -> Store:
-    sink = StoreSink(path, schema_of(vectors.shape[1]), part_rows=7)
+    sink = StoreSink(path, schema_of(vectors.shape[1]), part_rows=7, durability="process")
     writer = sink.writer()
     admissions = sink.admit([Candidate(key=f"k{n}") for n in range(len(vectors))])
     for n, admission in enumerate(admissions):
@@ -82,12 +105,12 @@ def store_with_gaps(path: Path, vectors: np.ndarray, failed: set[int], missing: 
 
 
 def plain_scores(vectors: np.ndarray, queries: np.ndarray) -> np.ndarray:
-    """(Q, N) float32: products in float64, each summed without rounding."""
+    """(Q, N) float32: products in float64, each summed without rounding, to the nearest 2^-24."""
     rows, wanted = np.asarray(vectors, np.float64), unit(np.asarray(queries, np.float64))
     found = np.empty((len(wanted), len(rows)))
     for (q, query), (n, row) in itertools.product(enumerate(wanted), enumerate(rows)):
         found[q, n] = math.fsum(query * row) / math.sqrt(math.fsum(row * row))
-    return found.astype(np.float32)
+    return (np.rint(found * 2**24) / 2**24 + 0.0).astype(np.float32)
 
 
 def plain_top(scores: np.ndarray, top: int) -> np.ndarray:
@@ -146,7 +169,7 @@ def test_neighbours_are_those_of_the_plain_way(
     assert_exact(store, np.concatenate([queries] * 3), 5, engine=engine)
 
 
-@settings(max_examples=60)
+@settings(max_examples=80)
 @given(
     data=st.data(),
     rows=st.integers(1, 40),
@@ -157,7 +180,6 @@ def test_neighbours_are_those_of_the_plain_way(
     engine=st.sampled_from(ENGINES),
 )
 def test_neighbours_are_exact_whatever_the_numbers(
-    tmp_path_factory: pytest.TempPathFactory,
     data: st.DataObject,
     rows: int,
     dim: int,
@@ -170,7 +192,7 @@ def test_neighbours_are_exact_whatever_the_numbers(
     rng = np.random.default_rng(data.draw(st.integers(0, 1 << 20)))
     vectors = rng.integers(-2, 3, (rows, dim)).astype(np.float64)
     vectors[~vectors.any(axis=1), 0] = 1
-    store = make_store(tmp_path_factory.mktemp("s") / "s", unit(vectors), part_rows=16)
+    store = cast(Store, MemoryStore(unit(vectors), 16))
     queries = rng.integers(-3, 4, (data.draw(st.integers(1, 6)), dim)).astype(np.float64)
     queries[~queries.any(axis=1), 0] = 1
     assert_exact(store, queries, top, engine=engine, chunk_rows=chunk_rows, workers=workers)
@@ -341,7 +363,7 @@ def test_a_picture_and_a_text_find_what_is_like_them(tmp_path: Path) -> None:
         found = hits(store, rows[0], scores[0])[0]
         assert found["score"] == 1.0
         assert found["box"] == [rows[0, 0], 1, 5, 6]
-        assert found["category"] == "cat dog car".split()[rows[0, 0]]
+        assert found["category"] == NAMES[rows[0, 0]]
         return str(found["key"])
 
     assert best("red") == "img0000_0"
@@ -349,13 +371,13 @@ def test_a_picture_and_a_text_find_what_is_like_them(tmp_path: Path) -> None:
     assert best(str(tmp_path / "green.png")) == "img0001_1"
     assert best(f"{tmp_path / 'green.png'},1,1,5,5") == "img0001_1"
     assert best("img0001_1") == "img0001_1"
-    for text, given, message in [
-        ("img0001_2", None, "did you mean img0001_1.*tiny:test"),
-        ("img0001_2", model, "did you mean img0001_1.*no such word"),
+    for text, embedder, message in [
+        ("img0001_2", None, "did you mean .*img0001_1.*tiny:test"),
+        ("img0001_2", model, "did you mean .*img0001_1.*no such word"),
         (str(tmp_path / "green.png"), None, "picture, give the model"),
     ]:
         with pytest.raises(UsageError, match=message):
-            query_vector(vectors, read_query(store, text), given)  # type: ignore[arg-type]
+            query_vector(vectors, read_query(store, text), embedder)  # type: ignore[arg-type]
     with pytest.raises(BadData, match=r"broken\.png"):
         query_vector(vectors, read_query(store, str(tmp_path / "broken.png")), model)  # type: ignore[arg-type]
 
@@ -379,12 +401,12 @@ def plain_groups(scores: np.ndarray, threshold: float) -> tuple[list[list[int]],
     block_rows=st.integers(1, 50),
 )
 def test_duplicates_are_those_of_the_plain_way(
-    tmp_path_factory: pytest.TempPathFactory, seed: int, rows: int, dim: int, threshold: float, block_rows: int
+    seed: int, rows: int, dim: int, threshold: float, block_rows: int
 ) -> None:
     rng = np.random.default_rng(seed)
     vectors = rng.integers(-2, 3, (rows, dim)).astype(np.float64)
     vectors[~vectors.any(axis=1), 0] = 1
-    store = make_store(tmp_path_factory.mktemp("s") / "s", unit(vectors), part_rows=16)
+    store = cast(Store, MemoryStore(unit(vectors), 16))
     groups, pairs = plain_groups(plain_scores(stored(store), stored(store)), threshold)
     found = duplicates(store, threshold, block_rows=block_rows)
     assert [group.tolist() for group in found.groups] == groups
@@ -409,7 +431,7 @@ def test_duplicates_pass_over_rows_that_are_not_done(tmp_path: Path) -> None:
 
 def test_zero_shot_by_means_leaves_each_row_out(tmp_path: Path, rng: np.random.Generator) -> None:
     centres = unit(rng.standard_normal((3, 16)))
-    vectors = unit(centres[np.arange(61) % 3] + 0.25 * rng.standard_normal((61, 16)))
+    vectors = unit(centres[np.arange(61) % 3] + 0.5 * rng.standard_normal((61, 16)))
     store = make_store(tmp_path / "s", vectors, part_rows=16)
     rows = unit(stored(store))
     labels = np.arange(61) % 3
@@ -434,8 +456,8 @@ def test_zero_shot_by_class_vectors_says_what_no_class_is_right_for(tmp_path: Pa
     store = make_store(tmp_path / "s", np.eye(6))
     found = zero_shot(store, np.eye(6)[[0, 1, 4]], ["cat", "dog", "bird"])
     assert found.left_out == {"car": 2}
-    assert {one.category: (one.rows, one.right) for one in found.categories} == {"cat": (2, 1), "dog": (2, 1)}
-    assert found.top1 == found.mean_top1 == 0.5
+    assert {one.category: (one.rows, one.right) for one in found.categories} == {"cat": (2, 2), "dog": (2, 1)}
+    assert found.top1 == found.mean_top1 == 0.75
     assert found.predicted.tolist()[:2] == [0, 1]
     for vectors, names in [(np.eye(6)[:2], ["a"]), (np.eye(6)[:1], ["a"]), (np.eye(6)[:2], ["a", "a"]), (None, ["a"])]:
         with pytest.raises(UsageError, match="names"):

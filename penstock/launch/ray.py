@@ -9,6 +9,7 @@ import logging
 import os
 import platform
 import signal
+import socket
 import threading
 import time
 from collections import deque
@@ -37,6 +38,7 @@ _SETTINGS = {
     "RAY_DEDUP_LOGS_SKIP_REGEX": "^",  # else it prints what happens to workers to stdout, which is the report's
 }
 """Read by Ray when it is imported; the user's own come first."""
+_CONNECT_S = 20.0
 _RETRY_S = 1.0
 _log = logging.getLogger("penstock")
 
@@ -335,7 +337,7 @@ def _connected(ray: Any, address: str | None, workers: int | None) -> Iterator[N
     if ray.is_initialized():
         yield
         return
-    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    address = _resolve(address)
     options: dict[str, object] = {"address": address, "log_to_driver": False, "logging_level": logging.WARNING}
     if address == "local":
         cpus = workers or len(os.sched_getaffinity(0))
@@ -353,6 +355,19 @@ def _connected(ray: Any, address: str | None, workers: int | None) -> Iterator[N
         yield
     finally:
         ray.shutdown()
+
+
+def _resolve(address: str | None) -> str:
+    """The address to connect to; where it names a host and a port, somebody listens there (Ray would try for minutes)."""
+    if address in (None, "auto"):  # as Ray itself has it
+        address = os.environ.get("RAY_ADDRESS") or address or "local"
+    host, colon, port = address.partition("://")[2].rpartition(":") if "://" in address else address.rpartition(":")
+    if colon:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
+        except (OSError, ValueError) as error:
+            raise UsageError(f"ray: no cluster at {address}: {error}; start one with `ray start`") from error
+    return address
 
 
 def _capacity(ray: Any, gpus: float) -> int:

@@ -19,6 +19,11 @@ from penstock.errors import BadData, MissingExtra, SourceNotFound, UsageError
 REACH_SECONDS = 5.0
 """How long the hub may take to answer before it counts as out of reach."""
 
+TOKENIZER = (
+    ("tokenizer.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt"),
+)
+"""What `find_folder` and `lacks` need for a tokenizer; transformers makes an empty one of a folder that has none."""
+
 _REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _TRUE = {"1", "ON", "YES", "TRUE"}
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from penstock.errors import BadData, MissingExtra, SourceNotFound, UsageError
-from penstock.models.hub import find_folder, lacks, local_path, read_json
+from penstock.models.hub import TOKENIZER, find_folder, lacks, local_path, read_json
 from penstock.models.opened import Opened, hash_state, require_torch, torch_device
 from penstock.models.torchvision_shim import ensure_torchvision
 from penstock.models.transform import make_transform
@@ -54,17 +54,18 @@ def open_openclip(name: str, device: str) -> Opened:
         BadData: the files are damaged, or of another architecture.
         UsageError: no such architecture, or it is not clear how its pictures are normalised.
     """
-    _import(), torch_device(device)
+    open_clip = _import()
+    torch_device(device)
     spec = f"openclip:{name}"
     path = local_path(name)
     left, at, right = name.rpartition("@")
-    if path is None and at:
+    if at and not (path and path.exists()):
         return _open(_plan_architecture(spec, left, right), device)
     if path is not None and path.is_file():
         if not (path.parent / _CONFIG).is_file():
             raise UsageError(f"{spec}: of which architecture? Say openclip:ARCH@{path}, or put {_CONFIG} beside it")
         return _open(_plan_folder(spec, path.parent, path), device)
-    if path is None and name in _import().list_models():
+    if path is None and name in open_clip.list_models():
         raise UsageError(
             f"{spec}: an architecture, not weights: say openclip:{name}@/path/to/weights, openclip:{name}@random, "
             f"or a repository, such as openclip:timm/{name}"
@@ -117,11 +118,9 @@ def _import() -> Any:
 def _plan_architecture(spec: str, name: str, weights: str) -> _Plan:
     """ARCH@WEIGHTS, ARCH@random and FOLDER@random."""
     random = _RANDOM.fullmatch(weights)
-    folder = local_path(name)
-    if folder is not None and random:
+    folder = local_path(name) if random and _import().get_model_config(name) is None else None
+    if folder is not None:
         plan = _plan_folder(spec, folder, None)
-    elif folder is not None:
-        raise UsageError(f"{spec}: expected an architecture before the @")
     else:
         plan = _plan_weights(spec, name, None if random else local_path(weights) or Path(weights))
     return replace(plan, seed=int(random[1] or 0)) if random else plan
@@ -270,12 +269,11 @@ def _tokenizer(plan: _Plan) -> Any:
 
 
 def _tokenizer_folder(plan: _Plan, name: str) -> Path:
-    needs = (("tokenizer.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.txt"),)
     beside = plan.weights.parent if plan.weights else None
-    if beside and not lacks(beside, needs):
+    if beside and not lacks(beside, TOKENIZER):
         return beside
     try:
-        return find_folder(f"tokenizer {name}", name, needs, instead="put its files beside the weights")
+        return find_folder(f"tokenizer {name}", name, TOKENIZER, instead="put its files beside the weights")
     except SourceNotFound as error:
         raise UsageError(f"{plan.spec}: texts need a tokenizer. {error}") from error
 

@@ -1,11 +1,12 @@
 """SigLIP and CLIP by transformers, from a local folder or the Hugging Face hub."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from penstock.errors import BadData, MissingExtra, UsageError
-from penstock.models.hub import find_folder, read_json
+from penstock.models.hub import TOKENIZER, find_folder, lacks, read_json
 from penstock.models.opened import Opened, hash_state, require_torch, torch_device
 from penstock.models.torchvision_shim import ensure_torchvision
 from penstock.models.transform import picture_pixels, read_processor
@@ -72,13 +73,14 @@ def _text_encoder(spec: str, folder: Path, model: str, field: str) -> "Callable[
         import transformers
 
         if not parts:
+            if lacking := lacks(folder, TOKENIZER):
+                raise UsageError(
+                    f"{spec}: texts need a tokenizer, and {folder} holds no {lacking}: put its files there"
+                )
             try:
                 tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
             except (OSError, ValueError, ImportError) as error:
-                raise UsageError(
-                    f"{spec}: {folder} holds no tokenizer that can be loaded: put its files (tokenizer.json, "
-                    f"tokenizer_config.json) there: {error}"
-                ) from error
+                raise UsageError(f"{spec}: the tokenizer in {folder} cannot be loaded: {error}") from error
             parts.extend((tokenizer, _load(getattr(transformers, model), folder).eval()))
         tokenizer, tower = parts
         length = tower.config.max_position_embeddings
@@ -97,11 +99,37 @@ def _load(model: Any, folder: Path) -> Any:
     from safetensors import SafetensorError
 
     try:
-        loaded, report = model.from_pretrained(
-            str(folder), local_files_only=True, dtype=torch.float32, output_loading_info=True
-        )
+        with _quiet():
+            loaded, report = model.from_pretrained(
+                str(folder),
+                local_files_only=True,
+                dtype=torch.float32,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+            )
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise BadData(f"{folder}: transformers cannot load {model.__name__}: {error}") from error
-    if missing := sorted(report["missing_keys"]):
-        raise BadData(f"{folder}: the weights of {model.__name__} lack {len(missing)}, {missing[0]} for one")
+    wrong = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
+    if wrong:
+        raise BadData(
+            f"{folder}: {len(wrong)} weights of {model.__name__} are missing or of another shape than config.json says, "
+            f"{wrong[0]} for one"
+        )
     return loaded
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps transformers from drawing progress bars and tables of the weights that the other tower owns."""
+    from transformers import utils
+
+    logging: Any = utils.logging
+    level, has_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if has_bar:
+            logging.enable_progress_bar()

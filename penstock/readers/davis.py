@@ -25,6 +25,7 @@ RESOLUTIONS = ("480p", "Full-Resolution", "1080p")
 ANNOTATED_FIELD = Field(name="annotated", dtype="bool", kind="flag", meaning="there is a PNG for this frame")
 _IDS = replace(
     IDS,
+    dtype="int16",
     meaning="object per pixel, of the image's size, as stored: 0 is background, 255 void (or the one object of a video "
     "without other numbers); -1 everywhere in a frame without annotation",
 )
@@ -297,7 +298,7 @@ class Davis(Tracks):
         if fields & {"ids", "mask"} or (damaged and fields & {"box", "area", "valid", "visible", "absent"}):
             if not is_annotated:
                 size_hw = size_hw or picture_header(self.files.read(self._path(row))).size_hw
-                record["ids"] = np.full(size_hw, -1, np.int64)
+                record["ids"] = np.full(size_hw, -1, np.int16)
                 return record
             ids = memo.once(("ids", path), lambda: self._read_ids(path))
             if size_hw is not None and ids.shape != size_hw:
@@ -306,7 +307,7 @@ class Davis(Tracks):
                     f"its picture {self._path(row)} is {size_hw[0]} x {size_hw[1]}"
                 )
             if self.rows == "frames":
-                record["ids"] = ids.astype(np.int64)
+                record["ids"] = ids.astype(np.int16)
                 return record
             mask = (ids == int(self.index.text("target", self.group_of(row)))).view(np.uint8)
             if np.count_nonzero(mask) != self.index["area"][row]:

@@ -15,7 +15,7 @@ from penstock.readers.base import Memo, Reader
 from penstock.readers.fields import IMAGE, MASK, PATH, VISIBLE
 from penstock.readers.files import Files, walk
 from penstock.readers.index import Index
-from penstock.readers.npz import npz_names, read_npz
+from penstock.readers.npz import npz_names, read_npz_file
 from penstock.schema import Field, Record, Schema
 
 _NAME = re.compile(r"masklet_data_.*?(\d*)\.npz")
@@ -118,9 +118,8 @@ class Masklets(Reader):
         if not fields & {"image", "mask", "visible"}:
             return record
         names = [f"frame{view}"] * ("image" in fields) + [f"mask{view}"] * bool(fields & {"mask", "visible"})
-        content = memo.once(("npz", path), lambda: self.files.read(path))
         try:
-            arrays = _members(content, names)
+            arrays = _members(self.root / path, names)
             if "image" in fields:
                 record["image"] = self._frame(arrays[f"frame{view}"])
             if fields & {"mask", "visible"}:
@@ -146,19 +145,22 @@ class Masklets(Reader):
             low, high = float(frame.min()), float(frame.max())
             if not (low >= 0 and high <= 255):
                 raise BadData(f"frame: expected finite values of 0..255, got {low:g}..{high:g}")
-            rounded = np.rint(frame)
-            if high <= 1 and not (rounded == frame).all():
-                raise BadData(f"frame: expected values of 0..255, got {low:g}..{high:g}: the range looks like 0..1")
-            frame = rounded.astype(np.uint8)
+            whole = frame.astype(np.uint8)
+            if not (whole == frame).all():
+                if high <= 1:
+                    raise BadData(f"frame: expected values of 0..255, got {low:g}..{high:g}: the range looks like 0..1")
+                whole = np.rint(frame).astype(np.uint8)
+            frame = whole
         self._count_picture()
         return np.ascontiguousarray(frame[..., ::-1] if self.channels == "bgr" else frame)
 
 
-def _members(content: bytes, names: Sequence[str]) -> Mapping[str, np.ndarray]:
-    arrays = read_npz(content, names=names)
+def _members(path: Path, names: Sequence[str]) -> Mapping[str, np.ndarray]:
+    arrays = read_npz_file(path, names)
     missing = [name for name in names if name not in arrays]
     if missing:
-        raise BadData(f"expected members {', '.join(names)}; there are {', '.join(npz_names(content)) or 'none'}")
+        found = npz_names(path.read_bytes())
+        raise BadData(f"expected members {', '.join(names)}; there are {', '.join(found) or 'none'}")
     return arrays
 
 

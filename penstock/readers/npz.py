@@ -2,12 +2,14 @@
 
 import io
 import lzma
+import os
 import struct
 import tokenize
 import zipfile
 import zlib
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import BinaryIO
 
 import numpy as np
 
@@ -67,6 +69,26 @@ def read_npz(
         }
 
 
+def read_npz_file(
+    path: str | os.PathLike[str], names: Collection[str], *, max_bytes: int = 1 << 30
+) -> dict[str, np.ndarray]:
+    """As `read_npz`, of a file, of which only the members wanted are read.
+
+    Raises:
+        BadData: as `read_npz`; or the file cannot be read.
+    """
+    try:
+        with open(path, "rb") as file, _zip_of(file, os.fstat(file.fileno()).st_size) as archive:
+            members = _wanted(archive, names)
+            declared = sum(member.file_size for member in members.values())
+            if declared > max_bytes:
+                raise BadData(f"NPZ: the members declare {declared} bytes; expected at most {max_bytes}")
+            contents = {name: memoryview(zip_member(archive, member, "NPZ")) for name, member in members.items()}
+    except OSError as error:
+        raise BadData(f"{os.fspath(path)}: expected a file that can be read: {error.strerror or error}") from error
+    return {name: _parse_npy(name, content, False, max_bytes) for name, content in contents.items()}
+
+
 def npz_names(content: bytes | bytearray | memoryview | np.ndarray) -> list[str]:
     """Names of the arrays of an NPZ, in order, from its directory alone.
 
@@ -90,10 +112,14 @@ def _view(content: bytes | bytearray | memoryview | np.ndarray) -> memoryview:
 
 def _open_zip(content: bytes | bytearray | memoryview | np.ndarray) -> zipfile.ZipFile:
     shared = content if isinstance(content, bytes) else _view(content)  # BytesIO copies anything but bytes
+    return _zip_of(io.BytesIO(shared), len(shared))
+
+
+def _zip_of(file: BinaryIO, size: int) -> zipfile.ZipFile:
     try:
-        return zipfile.ZipFile(io.BytesIO(shared))
+        return zipfile.ZipFile(file)
     except ZIP_ERRORS as error:
-        raise BadData(f"NPZ: expected a ZIP archive, got {len(shared)} bytes that are none: {error}") from error
+        raise BadData(f"NPZ: expected a ZIP archive, got {size} bytes that are none: {error}") from error
 
 
 def _wanted(archive: zipfile.ZipFile, names: Collection[str] | None) -> dict[str, zipfile.ZipInfo]:

@@ -191,7 +191,7 @@ class Scenes(Reader):
             raise BadData(f"{error}; it was there when the index was built") from error
         if ids.dtype == np.uint64 and ids.max() > np.iinfo(np.int64).max:
             raise BadData(f"{self.root / ids_path}: expected ids below 2^63, got {ids.max()}")
-        return ids.astype(np.int64)
+        return ids.astype(np.int64, copy=False)
 
     def _decode_beside(self, path: str, ids_path: str, memo: Memo, size_hw: tuple[int, ...] | None) -> np.ndarray:
         """The picture; of the size of its map, where that was read."""

@@ -1,13 +1,15 @@
 """From crops of segments to what a picture model is fed: blend, antialiased resize, normalise. Fast, on any device.
 
-Pillow resizes in two passes, along the rows and then down the columns, and rounds to 8 bits after each. So do both ways
-here; what comes out differs from Pillow's by one step of 255 in a few pixels of a thousand.
+Pillow resizes in two passes, along rows and along columns, and rounds to 8 bits after each. So do both ways here, in the
+order of the Pillow that is installed; what comes out differs from its own by one step of 255 in a few pixels of a thousand.
 """
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 import numpy as np
+import PIL
 
 from penstock.errors import MissingExtra
 from penstock.geometry.segment_crops import blend_table
@@ -41,8 +43,9 @@ class FastPixels:
         self.transform = transform
         self.device = device
         self.table = blend_table(bg_alpha)
-        self._small = torch.zeros((count, *transform.size_hw, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
-        self._ready = torch.zeros((count, 3, *transform.size_hw)) if device == "cpu" else None
+        self._ready = None
+        if device == "cpu":
+            self._ready = torch.zeros((count, *transform.size_hw, 3)).permute(0, 3, 1, 2)  # as convolutions like it
 
     def __call__(self, crops: Sequence[Crop]) -> "torch.Tensor":
         """(n, 3, h, w) float32 on the device, normalised."""
@@ -51,10 +54,9 @@ class FastPixels:
         with torch.inference_mode():
             if self._ready is None:
                 return batched_pixels(crops, self.table, self.transform, self.device)
-            small = self._small[: len(crops)]
             for number, (pixels, inside) in enumerate(crops):
-                small[number] = self._resized(blended(pixels, inside, self.table))
-            return normalised(small, self.transform, out=self._ready[: len(crops)])
+                normalised(self._resized(blended(pixels, inside, self.table)), self.transform, out=self._ready[number])
+            return self._ready[: len(crops)]
 
     def _resized(self, pixels: np.ndarray) -> "torch.Tensor":
         """(3, h, w) uint8."""
@@ -67,9 +69,9 @@ class FastPixels:
             plain = [(pixels, np.ones(pixels.shape[:2], np.uint8))]
             return _resized_together(plain, self.table, self.transform, "cpu")[0].to(torch.uint8)
         found = torch.from_numpy(pixels).permute(2, 0, 1)[None]
-        for size in ((pixels.shape[0], full_hw[1]), full_hw):
-            if tuple(found.shape[2:]) != size:
-                found = interpolate(found, size, mode=self.transform.interpolation, antialias=True, align_corners=False)
+        steps = [(full_hw[0], pixels.shape[1]), full_hw] if columns_first(pixels.shape[:2], full_hw) else [full_hw]
+        for size in steps:  # one step goes along the rows first
+            found = interpolate(found, size, mode=self.transform.interpolation, antialias=True, align_corners=False)
         return found[0, :, top : top + height, left : left + width]
 
 
@@ -95,17 +97,28 @@ def placed(crop_hw: Sequence[int], transform: PictureTransform) -> tuple[tuple[i
     return full, (round((full[0] - target) / 2), round((full[1] - target) / 2))
 
 
+def columns_first(crop_hw: Sequence[int], full_hw: tuple[int, int]) -> bool:
+    """Whether Pillow resizes along the columns before it does so along the rows: from its version 13 on, where the height
+    shrinks by more than twice what the width does (read off its results)."""
+    if int(PIL.__version__.partition(".")[0]) < 13:
+        return False
+    fewer_rows = crop_hw[0] - full_hw[0]
+    return fewer_rows > 0 and fewer_rows > 2 * (crop_hw[1] - full_hw[1])
+
+
 def normalised(
     pixels: "torch.Tensor", transform: PictureTransform, *, out: "torch.Tensor | None" = None
 ) -> "torch.Tensor":
-    """(n, 3, h, w) of 0..255 to float32: of 0..1, minus mean, over std."""
+    """(..., 3, h, w) of 0..255 to float32: of 0..1, minus mean, over std."""
     import torch
 
     mean, std = (
-        torch.tensor(numbers, device=pixels.device).reshape(1, 3, 1, 1) for numbers in (transform.mean, transform.std)
+        torch.tensor(numbers, device=pixels.device).reshape(3, 1, 1) for numbers in (transform.mean, transform.std)
     )
-    found = pixels.float() if out is None else out.copy_(pixels)
-    return found.mul_(1 / (255 * std)).sub_(mean / std)
+    scale, shift = 1 / (255 * std), mean / std
+    if bool((scale == scale[0]).all() and (shift == shift[0]).all()):  # one number for all is faster than three
+        scale, shift = scale[0, 0, 0], shift[0, 0, 0]
+    return torch.mul(pixels, scale, out=out).sub_(shift)
 
 
 def batched_pixels(
@@ -125,17 +138,21 @@ def batched_pixels(
     import torch
 
     found = torch.empty((len(crops), 3, *transform.size_hw), device=device)
-    order = sorted(range(len(crops)), key=lambda number: crops[number][1].shape)
-    for start in range(0, len(order), _ALONG):
-        some = order[start : start + _ALONG]
-        found[torch.tensor(some, device=device)] = _resized_together([crops[n] for n in some], table, transform, device)
+    shapes = [inside.shape for _, inside in crops]
+    is_turned = [columns_first(shape, placed(shape, transform)[0]) for shape in shapes]
+    order = sorted(range(len(crops)), key=lambda number: (is_turned[number], shapes[number]))
+    for _, group in groupby(order, key=is_turned.__getitem__):
+        alike = list(group)
+        for some in (alike[start : start + _ALONG] for start in range(0, len(alike), _ALONG)):
+            chosen = [crops[number] for number in some]
+            found[torch.tensor(some, device=device)] = _resized_together(chosen, table, transform, device)
     return normalised(found, transform)
 
 
 def _resized_together(
     crops: Sequence[Crop], table: np.ndarray, transform: PictureTransform, device: str
 ) -> "torch.Tensor":
-    """(n, 3, h, w) float32 of whole numbers 0..255."""
+    """(n, 3, h, w) float32 of whole numbers 0..255. All of them resized in the order of the first."""
     import torch
 
     sizes = [pixels.shape[:2] for pixels, _ in crops]
@@ -155,8 +172,10 @@ def _resized_together(
     down = _weights(
         [size[0] for size in sizes], [(full[0], at[0]) for full, at in places], height, transform.size_hw[0], transform, device
     )  # fmt: skip
-    rows = _rounded(mixed @ across[:, None].transpose(2, 3))
-    return _rounded(down[:, None] @ rows)
+    across = across[:, None].transpose(2, 3)
+    if columns_first(sizes[0], places[0][0]):
+        return _rounded(_rounded(down[:, None] @ mixed) @ across)
+    return _rounded(down[:, None] @ _rounded(mixed @ across))
 
 
 def _rounded(values: "torch.Tensor") -> "torch.Tensor":

@@ -107,13 +107,10 @@ class Part:
         """
         for found, file, slot in self._slots:
             if found == name:
-                field = slot.field
-                shape = (self.rows, *field.item_shape)
                 if not self.rows:
-                    return np.zeros(shape, field.numpy_dtype)
-                inner = np.zeros((0, *field.item_shape), field.numpy_dtype).strides[1:]
-                strides = (file.record_bytes, *inner)
-                return np.ndarray(shape, field.numpy_dtype, self._map(file.name), slot.offset, strides)
+                    return np.zeros((0, *slot.field.item_shape), slot.field.numpy_dtype)
+                records: np.ndarray = np.ndarray((self.rows,), file.dtype, self._map(file.name))
+                return records[name]
         raise KeyError(name)
 
     def gather(

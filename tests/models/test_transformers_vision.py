@@ -16,6 +16,7 @@ ensure_torchvision()
 
 from penstock.errors import BadData, SourceNotFound, UsageError  # noqa: E402
 from penstock.models.embedders import open_embedder  # noqa: E402
+from tests.models.words import word_tokenizer  # noqa: E402
 
 TOWER = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
 VISION = {**TOWER, "image_size": 32, "patch_size": 8}
@@ -41,17 +42,6 @@ def vision_model() -> Any:
     return transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**VISION))
 
 
-def tokenizer() -> Any:
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
-    words = {"<s>": 0, "</s>": 1, "<unk>": 2, "cat": 3, "dog": 4, "sky": 5}
-    made = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    made.pre_tokenizer = pre_tokenizers.Whitespace()
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=made, bos_token="<s>", eos_token="</s>", pad_token="</s>", unk_token="<unk>"
-    )
-
-
 def picture(width: int, height: int) -> Image.Image:
     return Image.fromarray(np.random.default_rng(width).integers(0, 256, (height, width, 3), np.uint8))
 
@@ -70,7 +60,9 @@ def test_siglip(tmp_path: Path) -> None:
 
 def test_clip_with_texts(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    config = transformers.CLIPConfig(vision_config=VISION, text_config=TEXT, projection_dim=20)
+    config = transformers.CLIPConfig(
+        vision_config={**VISION, "projection_dim": 20}, text_config={**TEXT, "projection_dim": 20}, projection_dim=20
+    )
     model = transformers.CLIPModel(config)
     spec = save(tmp_path, model, clip_processor())
     embedder = open_embedder(spec, device="cpu")
@@ -80,9 +72,9 @@ def test_clip_with_texts(tmp_path: Path) -> None:
     with torch.inference_mode():
         wanted = torch.nn.functional.normalize(tower(pixel_values=pixels).image_embeds)
     torch.testing.assert_close(embedder.embed(pixels), wanted)
-    with pytest.raises(UsageError, match="no tokenizer"):
+    with pytest.raises(UsageError, match="texts need a tokenizer"):
         embedder.embed_texts(["cat"])
-    tokenizer().save_pretrained(tmp_path)
+    word_tokenizer().save_pretrained(tmp_path)
     found = open_embedder(spec, device="cpu").embed_texts(["cat", "dog sky"])
     assert found.shape == (2, 20)
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
@@ -110,18 +102,21 @@ def test_what_can_be_missing_or_wrong(tmp_path: Path) -> None:
     rewrite("config.json", {**config, "model_type": "bert"})
     with pytest.raises(UsageError, match="model type bert"):
         open_embedder(spec, device="cpu")
-    rewrite("config.json", {**config, "image_size": 40})
-    with pytest.raises(BadData, match="config.json"):
-        open_embedder(spec, device="cpu")
-    rewrite("config.json", {**config, "num_hidden_layers": 2})
-    with pytest.raises(BadData, match="weights of SiglipVisionModel lack"):
-        open_embedder(spec, device="cpu")
+    for change in ({"image_size": 40}, {"num_hidden_layers": 2}):
+        rewrite("config.json", {**config, **change})
+        with pytest.raises(BadData, match="weights of SiglipVisionModel are missing or of another shape"):
+            open_embedder(spec, device="cpu")
     rewrite("config.json", config)
+    processor = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    rewrite("preprocessor_config.json", {**processor, "size": {"height": 40, "width": 40}})
+    with pytest.raises(BadData, match="pictures of 32"):
+        open_embedder(spec, device="cpu")
+    rewrite("preprocessor_config.json", processor)
     (tmp_path / "model.safetensors").write_bytes(b"short")
     with pytest.raises(BadData, match="cannot load SiglipVisionModel"):
         open_embedder(spec, device="cpu")
     (tmp_path / "preprocessor_config.json").unlink()
-    with pytest.raises(SourceNotFound, match="holds no preprocessor_config.json"):
+    with pytest.raises(SourceNotFound, match=r"holds no preprocessor_config\.json"):
         open_embedder(spec, device="cpu")
     with pytest.raises(SourceNotFound, match="HF_HUB_OFFLINE"):
         open_embedder("transformers:google/siglip-base-patch16-224")

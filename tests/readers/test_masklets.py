@@ -137,10 +137,8 @@ def test_only_names_are_indexed_and_only_members_asked_for_are_read(
     (tmp_path / "b" / "masklet_data_02481.npz").write_bytes(npz(pair(3))[:700])
     (tmp_path / "b" / "masklet_data_02482.npz").write_bytes(b"")
     asked: list[list[str]] = []
-    real = masklets.read_npz
-    monkeypatch.setattr(
-        masklets, "read_npz", lambda content, *, names: asked.append(names) or real(content, names=names)
-    )
+    real = masklets.read_npz_file
+    monkeypatch.setattr(masklets, "read_npz_file", lambda path, names: asked.append(names) or real(path, names))
     source = Masklets(tmp_path)
     assert (len(source), asked, source.problems) == (10, [], [])
     source.read(1, ["mask"])
