@@ -92,12 +92,13 @@ def test_without_a_source_the_page_says_so(tmp_path: Path) -> None:
 def test_a_crop_has_its_surroundings_and_its_box_outlined() -> None:
     crop = crop_of(Pictures(), 0)
     pixels = np.asarray(crop)
-    scale = 160 / 45  # columns 2.5 (cut to 2) to 47.5 (to 48): 46, rows 12.5 to 39.5
+    # The box is 30 x 12; with 7.5 pixels around it, columns 2.5..47.5 and rows 12.5..39.5, cut to 2..48 and 12..40.
     assert crop.size == (160, round(28 / 46 * 160))
     assert pixels[0, 0].tolist() == [40, 40, 40]
-    left, top = round(8 * 160 / 46), round(8 * 160 / 46)
-    assert np.abs(pixels[top : top + 2, left + 5].astype(int) - (255, 196, 0)).max() < 60
-    assert scale > 3
+    corner = int(8 * 160 / 46)
+    assert pixels[corner, corner + 9].tolist() == [255, 196, 0]
+    assert pixels[corner + 9, corner].tolist() == [255, 196, 0]
+    assert pixels[corner + 9, corner + 9].tolist() == [250, 120, 0]
 
 
 def test_a_source_without_pictures_is_refused() -> None:

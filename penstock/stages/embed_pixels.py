@@ -43,9 +43,10 @@ class FastPixels:
         self.transform = transform
         self.device = device
         self.table = blend_table(bg_alpha)
+        self._scale, self._shift = scale_and_shift(transform, device)
         self._ready = None
         if device == "cpu":
-            self._ready = torch.zeros((count, *transform.size_hw, 3)).permute(0, 3, 1, 2)  # as convolutions like it
+            self._ready = torch.zeros((count, 3, *transform.size_hw))
 
     def __call__(self, crops: Sequence[Crop]) -> "torch.Tensor":
         """(n, 3, h, w) float32 on the device, normalised."""
@@ -55,7 +56,8 @@ class FastPixels:
             if self._ready is None:
                 return batched_pixels(crops, self.table, self.transform, self.device)
             for number, (pixels, inside) in enumerate(crops):
-                normalised(self._resized(blended(pixels, inside, self.table)), self.transform, out=self._ready[number])
+                small = self._resized(blended(pixels, inside, self.table))
+                torch.mul(small, self._scale, out=self._ready[number]).sub_(self._shift)
             return self._ready[: len(crops)]
 
     def _resized(self, pixels: np.ndarray) -> "torch.Tensor":
@@ -106,19 +108,15 @@ def columns_first(crop_hw: Sequence[int], full_hw: tuple[int, int]) -> bool:
     return fewer_rows > 0 and fewer_rows > 2 * (crop_hw[1] - full_hw[1])
 
 
-def normalised(
-    pixels: "torch.Tensor", transform: PictureTransform, *, out: "torch.Tensor | None" = None
-) -> "torch.Tensor":
-    """(..., 3, h, w) of 0..255 to float32: of 0..1, minus mean, over std."""
+def scale_and_shift(transform: PictureTransform, device: str) -> "tuple[torch.Tensor | float, torch.Tensor | float]":
+    """Of 0..255, so that x * scale - shift is normalised: (3, 1, 1) float32 each, or one number for all channels."""
     import torch
 
-    mean, std = (
-        torch.tensor(numbers, device=pixels.device).reshape(3, 1, 1) for numbers in (transform.mean, transform.std)
-    )
+    mean, std = torch.tensor(transform.mean), torch.tensor(transform.std)
     scale, shift = 1 / (255 * std), mean / std
-    if bool((scale == scale[0]).all() and (shift == shift[0]).all()):  # one number for all is faster than three
-        scale, shift = scale[0, 0, 0], shift[0, 0, 0]
-    return torch.mul(pixels, scale, out=out).sub_(shift)
+    if len({*transform.mean}) == len({*transform.std}) == 1:  # one number is faster than three
+        return float(scale[0]), float(shift[0])
+    return scale.reshape(3, 1, 1).to(device), shift.reshape(3, 1, 1).to(device)
 
 
 def batched_pixels(
@@ -146,7 +144,8 @@ def batched_pixels(
         for some in (alike[start : start + _ALONG] for start in range(0, len(alike), _ALONG)):
             chosen = [crops[number] for number in some]
             found[torch.tensor(some, device=device)] = _resized_together(chosen, table, transform, device)
-    return normalised(found, transform)
+    scale, shift = scale_and_shift(transform, device)
+    return found.mul_(scale).sub_(shift)
 
 
 def _resized_together(

@@ -1,6 +1,7 @@
 """The Ray launcher, on a real cluster of two node processes: whatever is killed, the store ends as the clean run's."""
 
 import dataclasses
+import json
 import os
 import shutil
 import signal
@@ -17,6 +18,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
+from penstock.cli_job import run_job
 from penstock.convert import ConvertConfig, convert_sa1b_tar
 from penstock.errors import MissingExtra, PartClaimed, SourceNotFound, UsageError
 from penstock.launch.ray import Ray, _FencedWriter, _read_claim
@@ -221,6 +223,56 @@ def test_a_killed_driver_takes_its_workers_along_and_is_started_again(
     assert data_files(tmp_path / "s") == data_files(tmp_path / "clean")
 
 
+def drive_alone(folder: str) -> None:
+    """What the driver that gets a signal does: a job on a cluster of its own, as on the command line."""
+    sink.COMMIT_SECONDS = 0.1
+
+    def run(on_progress: Callable[[Report], None], stop: Callable[[], str]) -> Report:
+        stage = Slow(batch_size=4, marks=f"{folder}/marks", seconds=0.2)
+        return job(Path(folder) / "s", Numbers(400), stage, launcher=Ray(2), on_progress=on_progress, stop=stop).run()
+
+    sys.exit(run_job(run, Path(folder) / "s", quiet=True, json=True))
+
+
+def session(leader: int) -> list[int]:
+    """Processes of a session, the dead ones left out."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, _, sid = stat.read_text().rpartition(")")[2].split()[:4]
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(sid) == leader and state not in "ZX":
+            found.append(int(stat.parent.name))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_cluster_of_ones_own_ends_with_its_driver(number: signal.Signals, tmp_path: Path) -> None:
+    (tmp_path / "marks").mkdir()
+    script = f"from tests.launch.test_ray import drive_alone\ndrive_alone({str(tmp_path)!r})"
+    driver = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    )
+    wait_until(lambda: workers(tmp_path / "marks") or driver.poll() is not None, "no worker came up")
+    time.sleep(1.0)
+    assert len(session(driver.pid)) > 3
+    if number == signal.SIGINT:
+        os.killpg(driver.pid, number)  # as a terminal does: to the driver and to what it started
+    else:
+        os.kill(driver.pid, number)
+    output, errors = driver.communicate(timeout=60)
+    if number == signal.SIGKILL:
+        assert driver.returncode == -number
+    else:
+        assert driver.returncode == 128 + number, errors.decode()
+        report = json.loads(output)
+        assert (report["status"], report["rows"]["failed"]) == ("partial", 0)
+        assert 0 < report["rows"]["done"] < 400
+    wait_until(lambda: not session(driver.pid), "processes outlived their driver")
+
+
 class TestFence:
     """A worker writes only under the claim that its order was given under."""
 
@@ -279,6 +331,7 @@ class TestRefused:
         with pytest.raises(UsageError, match=r"each needs 1 CPU and 1 GPU, the cluster has CPU 2, GPU 0"):
             job(tmp_path / "s", Numbers(3), launcher=ray_(start_s=0.5), device="cuda").run()
 
-    def test_an_address_where_no_cluster_is(self, tmp_path: Path) -> None:
-        with pytest.raises(UsageError, match="no cluster at"):
-            job(tmp_path / "s", Numbers(3), launcher=Ray(address="127.0.0.1:1")).run()
+    @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:http"])
+    def test_an_address_where_no_cluster_is(self, address: str, tmp_path: Path) -> None:
+        with pytest.raises(UsageError, match=f"no cluster at {address}"):
+            job(tmp_path / "s", Numbers(3), launcher=Ray(address=address)).run()
