@@ -44,7 +44,13 @@ TABLES: dict[str, dict[str, str]] = {
     },
     "stages": {"sa1b-convert": "penstock.stages.convert:Sa1bConvert"},
     "launchers": {"inline": "penstock.launch.local:Inline", "local": "penstock.launch.local:Local"},
-    "models": {},
+    "models": {
+        "onnx": "penstock.models.onnx_graph:open_onnx",
+        "openai": "penstock.models.openclip:open_openai",
+        "openclip": "penstock.models.openclip:open_openclip",
+        "tiny": "penstock.models.tiny:open_tiny",
+        "transformers": "penstock.models.transformers_vision:open_transformers",
+    },
     "exporters": {
         "coco-video": "penstock.exporters.coco_video:CocoVideo",
         "got10k": "penstock.exporters.got10k:Got10kFolder",

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
@@ -17,15 +16,6 @@ from penstock.models.transform import transform_facts
 if TYPE_CHECKING:
     import torch
     from PIL import Image
-
-FAMILIES = {
-    "onnx": "penstock.models.onnx_graph:open_onnx",
-    "openai": "penstock.models.openclip:open_openai",
-    "openclip": "penstock.models.openclip:open_openclip",
-    "tiny": "penstock.models.tiny:open_tiny",
-    "transformers": "penstock.models.transformers_vision:open_transformers",
-}
-"""TYPE -> the function (name, device) -> Opened. Outside packages add theirs: entry points `penstock.models`."""
 
 BATCHES = {"cpu": 16, "cuda": 256}
 """Pictures per forward pass to begin with."""
@@ -66,8 +56,7 @@ def open_embedder(
         raise UsageError("amp_bf16 asks for mixed precision, amp=False for none")
     if batch_size is not None and batch_size < 1:
         raise UsageError(f"batch_size: expected 1 or more, got {batch_size}")
-    known = FAMILIES.get(family)
-    load = _attribute(known) if known else registry.find("models", family)
+    load = registry.find("models", family)
     options = _Options(spec, name, device, amp, amp_bf16, compile, batch_size)
     return ModelEmbedder(options, cast("Callable[[str, str], Opened]", load))
 
@@ -79,7 +68,7 @@ def parse_spec(spec: str) -> tuple[str, str]:
         UsageError: no colon, a TYPE that is not known, or no NAME where one is needed.
     """
     family, colon, name = spec.partition(":")
-    known = sorted({*FAMILIES, *registry.names("models")})
+    known = registry.names("models")
     if not colon or family not in known:
         found = f"no TYPE {family!r}" if colon else "no colon"
         raise UsageError(
@@ -299,12 +288,6 @@ def _precision(options: _Options, device: str) -> Precision:
     if not wanted:
         return "fp32"
     return "fp16" if is_gpu else "bf16"  # a CPU has fast kernels for bf16 only
-
-
-def _attribute(path: str) -> object:
-    module, _, attribute = path.partition(":")
-    found: object = getattr(import_module(module), attribute)
-    return found
 
 
 def _not_open(pixels: "torch.Tensor") -> object:

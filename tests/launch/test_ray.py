@@ -265,11 +265,12 @@ def test_a_cluster_of_ones_own_ends_with_its_driver(number: signal.Signals, tmp_
     output, errors = driver.communicate(timeout=60)
     if number == signal.SIGKILL:
         assert driver.returncode == -number
-    else:
-        assert driver.returncode == 128 + number, errors.decode()
-        report = json.loads(output)
-        assert (report["status"], report["rows"]["failed"]) == ("partial", 0)
-        assert 0 < report["rows"]["done"] < 400
+        wait_until(lambda: not any(alive(pid) for pid in workers(tmp_path / "marks")), "workers outlived their driver")
+        return  # Ray's agents, which do nothing for us, see after a minute that they are alone
+    assert driver.returncode == 128 + number, errors.decode()
+    report = json.loads(output)
+    assert (report["status"], report["rows"]["failed"]) == ("partial", 0)
+    assert 0 < report["rows"]["done"] < 400
     wait_until(lambda: not session(driver.pid), "processes outlived their driver")
 
 

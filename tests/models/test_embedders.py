@@ -10,8 +10,8 @@ from PIL import Image
 
 torch = pytest.importorskip("torch")
 
+from penstock import registry
 from penstock.errors import MissingExtra, PenstockError, UsageError  # noqa: E402
-from penstock.models import embedders  # noqa: E402
 from penstock.models.embedders import open_embedder, parse_spec  # noqa: E402
 from penstock.models.opened import Opened, hash_state, torch_device  # noqa: E402
 from penstock.models.protocols import BadVectors, Embedder, PictureTransform  # noqa: E402
@@ -46,7 +46,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Embedder]:
                 weights="none",
             )
 
-        monkeypatch.setattr(embedders, "_attribute", lambda path: load)
+        monkeypatch.setattr(registry, "find", lambda kind, name: load)
         return open_embedder("tiny:fake", **options)
 
     return make
