@@ -10,7 +10,7 @@ from PIL import Image
 
 torch = pytest.importorskip("torch")
 
-from penstock import registry
+from penstock import registry  # noqa: E402
 from penstock.errors import MissingExtra, PenstockError, UsageError  # noqa: E402
 from penstock.models.embedders import open_embedder, parse_spec  # noqa: E402
 from penstock.models.opened import Opened, hash_state, torch_device  # noqa: E402
