@@ -255,14 +255,14 @@ class Segments:
             crop = cut_segment(picture, mask, self.pad_ratio)
         except BadData as error:
             squashed = " after it was stretched to 640 x 640" if self.recipe == "legacy-640" else ""
-            raise BadData(f"{self.keys_of(row)}: {error}{squashed}") from error
+            raise BadData(f"{self.key_of(row)}: {error}{squashed}") from error
         cut: Record = {"pixels": crop.pixels, "inside": crop.inside, "box": crop.box_xywh}
         cut["area"] = np.array(crop.area, np.float32)
         if "label" in said:
             said["label"] = np.asarray(said["label"]).astype(np.int32)
         return {name: cut[name] if name in cut else said[name] for name in self.schema}
 
-    def keys_of(self, row: int) -> str:
+    def key_of(self, row: int) -> str:
         """The key of one row, without those of all others."""
         key = self.source.keys[self._source_row(row)]
         return key if self._ids is None else f"{key}_{int(self._ids[row])}"

@@ -33,7 +33,7 @@ from penstock.sequence_sheet import (
     load_shown,
     write,
 )
-from penstock.store.disk import Disk
+from penstock.store.output import replace_file
 
 _HEIGHT = 288
 _NARROWEST = 430
@@ -82,6 +82,7 @@ def overlay(saved_sequence_dir: Path | str, output: Path | str) -> Path:
         BadData: a file is damaged, or nothing was saved that relates the histories to the pictures.
         UsageError: another kind of output.
         MissingExtra: PyAV is not installed.
+        OutputRefused: the output cannot be written.
     """
     target = Path(output)
     if target.suffix.lower() not in (".gif", ".mp4"):
@@ -99,10 +100,7 @@ def overlay(saved_sequence_dir: Path | str, output: Path | str) -> Path:
         raise BadData(f"{shown.folder}: not as penstock writes it: {error!r}") from error
     pictures = [_drawn(shown, panels, steps, number) for number in range(len(steps) + 1)]
     content = _gif(pictures) if target.suffix.lower() == ".gif" else _mp4(pictures)
-    disk = Disk()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    disk.replace(target, content)
-    disk.close()
+    replace_file(target, content)
     return target
 
 

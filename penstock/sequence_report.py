@@ -18,7 +18,7 @@ from penstock.sequence_sheet import contact_sheet as contact_sheet
 from penstock.sequence_sheet import load_shown
 from penstock.sequence_statistics import HEAT_MAPS, SequenceStatistics
 from penstock.sequence_statistics import statistics as statistics
-from penstock.store.disk import Disk
+from penstock.store.output import replace_file
 
 REPORT = "report.html"
 _CLASSES, _REASONS = 20, 20
@@ -49,6 +49,7 @@ def write_report(
         StoreCorrupt: a folder's own records in `.penstock` are damaged. A damaged sequence is listed in the page.
         BadData: no sequence of a folder could be read.
         UsageError: `sheets` is negative.
+        OutputRefused: the page cannot be written there.
     """
     if sheets < 0:
         raise UsageError(f"sheets: expected 0 or more, got {sheets}")
@@ -62,10 +63,7 @@ def write_report(
         **_numbers(first, second), sheets=list(_sheets(path, sheets)), size=(WIDTH, HEIGHT)
     )
     target = path / REPORT if output is None else Path(output)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    disk = Disk()
-    disk.replace(target, page.encode("utf-8", "backslashreplace"))
-    disk.close()
+    replace_file(target, page.encode("utf-8", "backslashreplace"))
     return target
 
 

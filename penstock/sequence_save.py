@@ -12,7 +12,7 @@ import xxhash
 
 import penstock
 from penstock.draws import Draw, Frames, TrackSample, TrackTable
-from penstock.errors import OutputRefused, UsageError
+from penstock.errors import UsageError
 from penstock.jobs import Job
 from penstock.launch.local import Inline, Local
 from penstock.report import Budget, Report
@@ -37,6 +37,7 @@ from penstock.source import Candidate, Problem, Source
 from penstock.stages.sequence import CroppedSample, Rejected
 from penstock.stages.sequence_record import SampleShape, first_accepted
 from penstock.store.disk import Disk
+from penstock.store.output import refused_if_unwritable
 from penstock.track_samples import TrackSamples
 from penstock.track_tables import track_tables
 from penstock.tracking import Tracking
@@ -340,7 +341,7 @@ def _open_sink(config: SequenceConfig, stage: SaveSequences, disk: Disk | None) 
         "sequences": stage.sequence_counts(),
         "config": config.to_json(),
     }
-    try:
+    with refused_if_unwritable(config.output):
         return SequenceSink(
             config.output,
             identity=stage.identity(),
@@ -351,10 +352,6 @@ def _open_sink(config: SequenceConfig, stage: SaveSequences, disk: Disk | None) 
             durability=config.save.durability,
             disk=disk,
         )
-    except (PermissionError, NotADirectoryError) as error:
-        raise OutputRefused(
-            f"{error.filename or config.output}: not writable ({error.strerror}); nothing was touched"
-        ) from error
 
 
 def _workers(asked: int) -> int:

@@ -91,7 +91,7 @@ class TrackSamples:
         empty: dict[tuple[int, int], np.ndarray] = {}
         return Frames(
             images=images,
-            boxes=np.asarray(table.boxes[rows], np.float64),
+            boxes=_boxes(table, rows),
             masks=[_mask(record, image, empty) for record, image in zip(records, images, strict=True)],
             frames=np.asarray(table.frames[rows], np.int64),
             visible=np.asarray(table.visible[rows], bool),
@@ -105,13 +105,19 @@ class TrackSamples:
         table, rows = self.tables[draw.source], history.rows
         frames = np.asarray(table.frames[rows], np.int64)
         return Steps(
-            boxes=np.asarray(table.boxes[rows], np.float64),
+            boxes=_boxes(table, rows),
             frames=frames,
             visible=np.asarray(table.visible[rows], bool),
             valid=np.asarray(table.valid[rows], bool),
             padded=np.asarray(history.padded, bool),
             time=frames / float(table.fps[draw.sequence]),
         )
+
+
+def _boxes(table: TrackTable, rows: np.ndarray) -> np.ndarray:
+    """(n, 4) float64; NaN where there is no box: datasets write zeros there, or -1, or nothing."""
+    is_box = np.asarray(table.valid[rows], bool)[:, None]
+    return np.where(is_box, np.asarray(table.boxes[rows], np.float64), np.nan)
 
 
 def _read(source: Source, row: int, fields: Sequence[str]) -> Record:

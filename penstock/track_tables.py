@@ -45,7 +45,7 @@ def track_table(source: object, *, name: str = "", min_side: float = 0) -> Track
     if isinstance(source, Reader) and {"box", "category_id", "class_id"} <= set(source.index.columns):
         return replace(_of_annotations(source, name or source.name, min_side), origin=origin)
     raise UsageError(
-        f"track_table: expected a reader of tracks (lasot, got10k, youtube-vis, sa-v, ...), of annotated objects "
+        f"track_table: expected a reader of tracks (lasot, got10k, youtube-vis, sav, ...), of annotated objects "
         f"(coco-instances) or a source with track_table(); got a {type(source).__name__}"
     )
 

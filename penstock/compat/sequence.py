@@ -19,6 +19,7 @@ from penstock.sequence_folder import (
     IMAGES,
     METADATA_KEYS,
     ROLES,
+    TIMESTAMP,
     ImageFormat,
     SaveFormat,
     boxes_to_json,
@@ -30,6 +31,7 @@ from penstock.sequence_folder import (
     write_folder,
 )
 from penstock.store.disk import Disk
+from penstock.store.output import refused_if_unwritable
 
 _log = logging.getLogger("penstock")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -72,8 +74,12 @@ class SequenceSaver:
     ) -> None:
         if image_format not in ("jpg", "png"):
             raise UsageError(f"image_format: expected jpg or png, got {image_format!r}")
+        if not 1 <= jpeg_quality <= 100:
+            raise UsageError(f"jpeg_quality: expected 1..100, got {jpeg_quality!r}")
         if batch_dim not in (None, 0, 1):
             raise UsageError(f"batch_dim: expected 0 or 1, got {batch_dim!r}")
+        if timestamp and not TIMESTAMP.fullmatch(timestamp):
+            raise UsageError(f"timestamp: expected YYYYmmdd_HHMMSS, got {timestamp!r}")
         self.save_dir = Path(save_dir)
         self.timestamp = timestamp or time.strftime(_TIMESTAMP)
         self.image_format: ImageFormat = image_format
@@ -91,7 +97,7 @@ class SequenceSaver:
 
         Boxes go into annotations.json as they are given, or, if the sample says `normalized`, times the size of what they
         lie in: template and search boxes that of their picture, histories that of the frame (`image_size`, height and
-        width). Where the sample has `template_boxes`, `search_boxes`, `gt_boxes_backward`, `gt_boxes_forward` (pixels of
+        width). Steps of the histories that `gt_valid_backward` and `gt_valid_forward`, if given, say have no box are null. Where the sample has `template_boxes`, `search_boxes`, `gt_boxes_backward`, `gt_boxes_forward` (pixels of
         the crops, NaN where there is no box), these are taken. What is not given is "unknown", or an empty list, and named
         in a warning.
 
@@ -109,7 +115,7 @@ class SequenceSaver:
 
         Raises:
             BadData: the sample does not hold what it should, or it is a batch of several; nothing is written.
-            OutputRefused: there is such a folder already.
+            OutputRefused: there is such a folder already, or it cannot be written.
             OutputFull: no room; no part of the folder is left.
         """
         samples = list(split_batch(data, self.batch_dim))
@@ -147,20 +153,20 @@ class SequenceSaver:
         if num_sequences < 1:
             raise UsageError(f"num_sequences: expected 1 or more, got {num_sequences}")
         first, saved, failed = self._next_number(), list[str](), list[Outcome]()
-        for number, sample in enumerate(self._samples(dataloader, num_sequences), first):
-            name = f"seq_{number:06d}"
-            try:
-                if isinstance(sample, BadData):
-                    raise sample
-                saved.append(self._save(sample, name, save_images, save_format))
-            except BadData as error:
-                _log.warning("penstock: %s is not saved: %s", name, error)
-                failed.append(Outcome(key=name, error="BadData", message=str(error)))
-        self.failures += failed
-        self._paths += saved
-        if self._paths:
-            lines = "".join(f"{path}\n" for path in self._paths)
-            self._disk.replace(self.save_dir / f"saved_paths_{self.timestamp}.txt", lines.encode())
+        try:
+            for number, sample in enumerate(self._samples(dataloader, num_sequences), first):
+                name = f"seq_{number:06d}"
+                try:
+                    if isinstance(sample, BadData):
+                        raise sample
+                    saved.append(self._save(sample, name, save_images, save_format))
+                except BadData as error:
+                    _log.warning("penstock: %s is not saved: %s", name, error)
+                    failed.append(Outcome(key=name, error="BadData", message=str(error)))
+        finally:  # also where the disk is full, the loader fails, or Ctrl-C ends it
+            self.failures += failed
+            self._paths += saved
+            self._list_paths()
         if not saved:
             reason = f"{failed[0].key}: {failed[0].message}" if failed else "the loader gave no sample"
             raise BadData(f"{self.save_dir}: no sequence was saved; {reason}")
@@ -224,6 +230,11 @@ class SequenceSaver:
                 if given == limit:
                     return
 
+    def _list_paths(self) -> None:
+        if self._paths:
+            lines = "".join(f"{path}\n" for path in self._paths)
+            self._disk.replace(self.save_dir / f"saved_paths_{self.timestamp}.txt", lines.encode())
+
     def _next_number(self) -> int:
         """Behind the highest number that this timestamp has in the folder, whoever wrote it."""
         name = re.compile(rf"seq_(\d{{6,}})_{re.escape(self.timestamp)}")
@@ -245,8 +256,7 @@ class SequenceSaver:
         metadata = {
             "sequence_id": identity,
             "timestamp": self.timestamp,
-            "dataset": str(sample.get("dataset") or "unknown"),
-            "test_class": str(sample.get("test_class") or "unknown"),
+            **{name: "unknown" if sample.get(name) is None else str(sample[name]) for name in METADATA_KEYS[2:4]},
             "is_video_dataset": bool(sample.get("is_video_dataset", False)),
             **{name: numbers_of(sample, name) for name in METADATA_KEYS[5:]},
         }
@@ -261,8 +271,9 @@ class SequenceSaver:
             },
             save_format=save_format,
         )
-        self._disk.make_directory(self.save_dir)
-        write_folder(self._disk, folder, files)
+        with refused_if_unwritable(folder):
+            self._disk.make_directory(self.save_dir)
+            write_folder(self._disk, folder, files)
         return str(folder)
 
     def _pixels(self, sample: Sample) -> dict[str, list[np.ndarray]]:
@@ -276,6 +287,8 @@ def _boxes(sample: Sample, pixels: Mapping[str, list[np.ndarray]]) -> dict[str, 
     for role, pictures in pixels.items():
         if len(boxes[f"{role}_anno"]) != len(pictures):
             raise BadData(f"{len(pictures)} {role} pictures, {len(boxes[f'{role}_anno'])} boxes in {role}_anno")
+    for name in ("backward", "forward"):
+        _leave_out(sample, boxes[f"gt_sequence_anno_{name}"], f"gt_valid_{name}")
     if not bool(sample.get("normalized")):
         return boxes
     for name in (name for name, field in fields.items() if field == name):
@@ -288,6 +301,16 @@ def _boxes(sample: Sample, pixels: Mapping[str, list[np.ndarray]]) -> dict[str, 
             sizes = _frame_size(sample)
         boxes[name] = boxes[name] * sizes
     return boxes
+
+
+def _leave_out(sample: Sample, boxes: np.ndarray, flags: str) -> None:
+    """NaN for boxes that the flags of the sample, if it has them, say are none."""
+    if sample.get(flags) is None:
+        return
+    is_box = np.asarray(sample[flags], bool).reshape(-1)
+    if len(is_box) != len(boxes):
+        raise BadData(f"{flags}: {len(is_box)} flags for {len(boxes)} boxes")
+    boxes[~is_box] = np.nan
 
 
 def _frame_size(sample: Sample) -> np.ndarray:

@@ -116,6 +116,8 @@ class TimingTrackingSampler(Dataset[TensorDict]):
             raise UsageError(f"max_retries: expected 0..65535, got {max_retries}")
         if isinstance(datasets, str) or not datasets:
             raise UsageError(f"datasets: expected a list of at least one source, got {datasets!r}")
+        if not callable(processing):
+            raise UsageError(f"processing: expected a function of the sample, got {processing!r}")
         self.datasets = list(datasets)
         sources = [_source(one) for one in datasets]
         tables = track_tables(sources)

@@ -19,6 +19,7 @@ from penstock.registry import find
 from penstock.report import Budget, Report
 from penstock.sequence_folder import SIDE, flush_folders
 from penstock.store.disk import Disk
+from penstock.store.output import refused_if_unwritable
 
 COMMAND = "export"
 EXPORT = "export.json"
@@ -149,11 +150,9 @@ def _finish(fresh: Path, target: Path, disk: Disk, sequences: Sequences, exporte
 def _folder_beside(target: Path) -> Iterator[Path]:
     """An empty folder beside the target, locked for this run; it is removed at the end where it is still there."""
     fresh = target.absolute().with_name(f"{TEMPORARY}{target.absolute().name}")
-    try:
+    with refused_if_unwritable(target):
         fresh.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(fresh, os.O_RDONLY | os.O_DIRECTORY)
-    except (PermissionError, NotADirectoryError, FileExistsError) as error:
-        raise OutputRefused(f"{target}: not writable ({error.strerror}); nothing was touched") from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

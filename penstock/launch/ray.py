@@ -138,7 +138,7 @@ class _Crew:
         make = self._ray.remote(
             num_cpus=1, num_gpus=self._gpus, max_restarts=-1, max_task_retries=0, scheduling_strategy="SPREAD"
         )(_Worker)
-        self._slots = [_Slot(make.remote(self._work, os.getcwd(), environment, node)) for _ in range(count)]
+        self._slots = [_Slot(make.remote(os.getcwd(), environment, node)) for _ in range(count)]
 
     def stop(self) -> None:
         """Kills the actors, whatever they are at."""
@@ -193,7 +193,7 @@ class _Crew:
     def _say_hello(self, now: float) -> None:
         for slot in self._slots:
             if not slot.is_up and slot.hello is None and not slot.queue and now >= slot.hello_at:
-                slot.hello = slot.actor.hello.remote()
+                slot.hello = slot.actor.hello.remote(self._work)
 
     def _hear_hello(self, slot: _Slot) -> None:
         call, slot.hello = slot.hello, None
@@ -255,8 +255,7 @@ class _Crew:
 class _Worker:
     """The actor: a `Work`, set up once."""
 
-    def __init__(self, work: bytes, directory: str, environment: dict[str, str], driver_node: str) -> None:
-        self._pickled = work
+    def __init__(self, directory: str, environment: dict[str, str], driver_node: str) -> None:
         self._work: Work | None = None
         self._writer: _FencedWriter | None = None
         self._driver_node = driver_node
@@ -265,11 +264,11 @@ class _Worker:
         if Path(directory).is_dir():  # relative paths mean what they mean to the driver
             os.chdir(directory)
 
-    def hello(self) -> None:
+    def hello(self, pickled: bytes) -> None:
         """Loads the stage; ends when the worker is ready for orders."""
         if self._work is None:
             ray = _import_ray()
-            work: Work = ray.cloudpickle.loads(self._pickled)
+            work: Work = ray.cloudpickle.loads(pickled)
             work.writer = self._writer = _FencedWriter(work.writer)
             work([])
             self._flushes = ray.get_runtime_context().get_node_id() != self._driver_node

@@ -83,7 +83,7 @@ class EmbedSegments:
         """`embedding`, then the fields of the segments but for their pixels."""
         vector = Field(
             name="embedding", dtype="float16", shape=(self.embedder.dim,), axes="D", kind="embedding",
-            meaning=f"of norm 1, by {self.embedder.spec}",
+            meaning="of the segment, of norm 1; the model is in the attributes",
         )  # fmt: skip
         rest = [field for field in self.segments.fields if field.name not in _CROP]
         return Schema([vector, *(one if one.is_variable else replace(one, file="segment") for one in rest)])

@@ -5,6 +5,7 @@ order of the Pillow that is installed; what comes out differs from its own by on
 """
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -165,12 +166,14 @@ def _resized_together(
     outside = torch.from_numpy(table).to(device)[colours.int()]
     mixed = torch.where(there[..., 3:] != 0, colours, outside).permute(0, 3, 1, 2).float()
     places = [placed(size, transform) for size in sizes]
-    across = _weights(
-        [size[1] for size in sizes], [(full[1], at[1]) for full, at in places], width, transform.size_hw[1], transform, device
-    )  # fmt: skip
-    down = _weights(
-        [size[0] for size in sizes], [(full[0], at[0]) for full, at in places], height, transform.size_hw[0], transform, device
-    )  # fmt: skip
+    (tall, wide), (full_hw, begin_hw) = transform.size_hw, zip(*places, strict=True)
+    weights = partial(_weights, interpolation=transform.interpolation, device=device)
+    down = weights(
+        [(size[0], full[0], at[0]) for size, full, at in zip(sizes, full_hw, begin_hw, strict=True)], height, tall
+    )
+    across = weights(
+        [(size[1], full[1], at[1]) for size, full, at in zip(sizes, full_hw, begin_hw, strict=True)], width, wide
+    )
     across = across[:, None].transpose(2, 3)
     if columns_first(sizes[0], places[0][0]):
         return _rounded(_rounded(down[:, None] @ mixed) @ across)
@@ -183,28 +186,25 @@ def _rounded(values: "torch.Tensor") -> "torch.Tensor":
 
 
 def _weights(
-    lengths: Sequence[int], places: Sequence[tuple[int, int]], padded: int, wanted: int, transform: PictureTransform,
-    device: str,
-) -> "torch.Tensor":  # fmt: skip
+    lines: Sequence[tuple[int, int, int]], padded: int, wanted: int, *, interpolation: str, device: str
+) -> "torch.Tensor":
     """(n, wanted, padded) float32: shares of the pixels of a line in each pixel of the resized one.
 
     Args:
-        lengths: pixels of each line.
-        places: length after the resize, and where in it the wanted pixels begin.
+        lines: of each one its length, the length after the resize, and where in that the wanted pixels begin.
         padded: length of the lines as they are stored.
         wanted: pixels.
-        transform: its interpolation: Keys' cubic with -0.5, or the triangle; both widened where the line shrinks.
+        interpolation: Keys' cubic with -0.5, or the triangle; both widened where the line shrinks.
         device: where.
     """
     import torch
 
-    length = torch.tensor(lengths, device=device, dtype=torch.float64)[:, None, None]
-    full, begin = torch.tensor(places, device=device, dtype=torch.float64).T[:, :, None, None]
+    length, full, begin = torch.tensor(lines, device=device, dtype=torch.float64).T[:, :, None, None]
     scale = length / full
     centre = (begin + torch.arange(wanted, device=device)[None, :, None] + 0.5) * scale
     pixel = torch.arange(padded, device=device)[None, None, :]
     far = ((pixel + 0.5 - centre) / scale.clamp(min=1)).abs().float()
-    if transform.interpolation == "bilinear":
+    if interpolation == "bilinear":
         shares = (1 - far).clamp_(min=0)
     else:
         near = (1.5 * far - 2.5) * far * far + 1

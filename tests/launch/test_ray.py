@@ -70,7 +70,8 @@ def cluster() -> Iterator[Any]:
 
     folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # short: sockets lie below it
     node = {"num_cpus": 1, "object_store_memory": 80 << 20}
-    made = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False, "temp_dir": folder})
+    head = {**node, "num_gpus": 1, "include_dashboard": False, "temp_dir": folder}  # it takes our word for the GPU
+    made = Cluster(initialize_head=True, head_node_args=head)
     made.add_node(**node)
     yield made
     made.shutdown()
@@ -189,6 +190,23 @@ def test_a_row_that_takes_too_long_is_the_only_failed_one(ray_: Callable[..., Ra
     assert counts(report) == (6, 5, 1, 0)
     assert (report.failures[0].key, report.failures[0].error) == ("n3", "TimeoutError")
     check_rows(tmp_path / "s", 6, {3})
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnGpu(Square):
+    """Says where it was set up."""
+
+    marks: str = ""
+
+    def setup(self, device: str) -> None:
+        (Path(self.marks) / f"{device}-{os.environ['CUDA_VISIBLE_DEVICES']}").touch()
+
+
+def test_each_worker_of_a_cuda_job_has_a_gpu_of_its_own(ray_: Callable[..., Ray], tmp_path: Path) -> None:
+    stage = OnGpu(marks=str(tmp_path))
+    report = job(tmp_path / "s", Numbers(20), stage, launcher=ray_(), device="cuda:1").run()
+    assert counts(report) == (20, 20, 0, 0)
+    assert (tmp_path / "cuda-0").exists()  # the one that it sees, whatever its number on the node
 
 
 def drive_slowly(address: str, folder: str) -> None:
@@ -329,8 +347,8 @@ class TestRefused:
                 ConvertConfig(tar_path=("a.tar",), output_dir=tmp_path / "s", **options)  # type: ignore[arg-type]
 
     def test_a_device_that_no_node_has(self, ray_: Callable[..., Ray], tmp_path: Path) -> None:
-        with pytest.raises(UsageError, match=r"each needs 1 CPU and 1 GPU, the cluster has CPU 2, GPU 0"):
-            job(tmp_path / "s", Numbers(3), launcher=ray_(start_s=0.5), device="cuda").run()
+        with pytest.raises(UsageError, match=r"each needs 1 CPU and 8 GPU, the cluster has CPU 2, GPU 1"):
+            job(tmp_path / "s", Numbers(3), launcher=ray_(start_s=0.5, gpus=8), device="cuda").run()
 
     @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:http"])
     def test_an_address_where_no_cluster_is(self, address: str, tmp_path: Path) -> None:

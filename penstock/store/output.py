@@ -1,0 +1,48 @@
+"""Outputs: one file put in its place, and what to say where nothing can be written."""
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from penstock.errors import OutputFull, OutputRefused
+from penstock.store.disk import Disk
+
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
+
+
+@contextmanager
+def refused_if_unwritable(output: Path) -> Iterator[None]:
+    """Makes an output, or its folder, that the system does not let be made an OutputRefused: no permission, a file system
+    that is read only, a file where a folder should be, or the other way round. Other errors pass unchanged.
+
+    Args:
+        output: named in the message where the system names no file.
+    """
+    try:
+        yield
+    except (OutputFull, OutputRefused):
+        raise
+    except OSError as error:
+        if error.errno not in _REFUSED:
+            raise
+        where = error.filename2 or error.filename or output
+        raise OutputRefused(f"{where}: not writable ({error.strerror}); nothing was touched") from error
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Puts a file in its place, atomically; the folders above it are made.
+
+    Raises:
+        OutputRefused: it cannot be written there, or a folder is in its place.
+        OutputFull: no room; what was there stays.
+    """
+    disk = Disk()
+    with refused_if_unwritable(path):
+        if path.is_dir():
+            raise OutputRefused(f"{path}: is a folder; expected a file; nothing was touched")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            disk.replace(path, content)
+        finally:
+            disk.close()
