@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
-from penstock import __version__, cli_data, cli_sequence
+from penstock import __version__, cli_data, cli_embed, cli_sequence
 from penstock.cli_common import FAULT, MISUSE, OK, Flag, Json
 from penstock.cli_job import run_job
 from penstock.errors import BadData, PenstockError, RowError, UsageError
@@ -36,6 +36,11 @@ app.command(cli_data.settings)
 app.command(cli_data.doctor)
 app.command(cli_sequence.sequence)
 app.command(cli_sequence.export)
+app.command(cli_embed.embed)
+app.command(cli_embed.search)
+app.command(cli_embed.dedup)
+app.command(cli_embed.zero_shot)
+app.command(cli_embed.embedding_map, name="map")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -77,6 +82,8 @@ def convert_sa1b_tar(
     durability: Literal["power", "process"] = "power",
     part_rows: int | None = None,
     timeout_s: float | None = None,
+    launcher: Literal["local", "ray"] = "local",
+    ray_address: str | None = None,
     dry_run: Flag = False,
     quiet: Flag = False,
     json: Json = False,
@@ -121,6 +128,10 @@ def convert_sa1b_tar(
         Rows of a part; by default what makes parts of 16 GiB.
     timeout_s
         Seconds that one sample may take before it counts as failed.
+    launcher
+        `ray` works on the machines of a Ray cluster that share the disk: docs/ray.md.
+    ray_address
+        Of the cluster; by default one on this machine.
     dry_run
         Say what would be done and why, how many bytes and about how long; write nothing.
     quiet
@@ -146,6 +157,8 @@ def convert_sa1b_tar(
         durability=durability,
         part_rows=part_rows,
         timeout_s=timeout_s,
+        launcher=launcher,
+        ray_address=ray_address,
     )
     if dry_run:
         plan = plan_sa1b_tar(config)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, SupportsIndex
+from typing import SupportsIndex
 
 import numpy as np
 
@@ -141,11 +141,3 @@ class TrackSample:
     """Height and width of the first search picture."""
     roots: dict[str, str] = field(default_factory=dict)
     """Source name -> its root, for provenance."""
-
-
-class SeesTracks(Protocol):
-    """A source that can be sampled for tracking: random access to rows, and a table of its annotations."""
-
-    def track_table(self) -> TrackTable:
-        """The annotations as arrays."""
-        ...

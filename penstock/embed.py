@@ -38,6 +38,8 @@ DEFAULT_SPEC = "openclip:timm/ViT-B-16-SigLIP"
 ROWS_PER_PICTURE = 12
 """COCO has eleven segments a picture: what `batch_size` pictures are in rows."""
 WORKERS_PER_GPU = 4
+DECODE_THREADS = 4
+"""Threads of each worker of a GPU that decode pictures."""
 PROBE_ROWS = 2
 
 
@@ -248,6 +250,7 @@ def open_input(config: EmbedConfig) -> tuple[Segments, EmbedSegments]:
         devices=config.devices,
         reopen=reopen,
     )
+    segments.threads = 1 if stage.bitwise else DECODE_THREADS  # a CPU has a worker per core already
     return segments, stage
 
 

@@ -37,6 +37,11 @@ class MissingExtra(UsageError, ImportError):
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(f"{purpose} needs the package {package}: pip install 'penstock[{extra}]'")
+        self.needed = package, extra, purpose
+
+    def __reduce__(self) -> tuple[type["MissingExtra"], tuple[str, str, str]]:
+        """Pickled with what it was made of: workers send it to their driver."""
+        return type(self), self.needed
 
 
 class SchemaError(UsageError):

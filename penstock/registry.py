@@ -42,8 +42,15 @@ TABLES: dict[str, dict[str, str]] = {
         "trackingnet-lmdb": "penstock.readers.trackingnet:TrackingNetLmdb",
         "youtube-vis": "penstock.readers.youtube_vis:YoutubeVis",
     },
-    "stages": {"sa1b-convert": "penstock.stages.convert:Sa1bConvert"},
-    "launchers": {"inline": "penstock.launch.local:Inline", "local": "penstock.launch.local:Local"},
+    "stages": {
+        "embed-segments": "penstock.stages.embed:EmbedSegments",
+        "sa1b-convert": "penstock.stages.convert:Sa1bConvert",
+    },
+    "launchers": {
+        "inline": "penstock.launch.local:Inline",
+        "local": "penstock.launch.local:Local",
+        "ray": "penstock.launch.ray:Ray",
+    },
     "models": {
         "onnx": "penstock.models.onnx_graph:open_onnx",
         "openai": "penstock.models.openclip:open_openai",

@@ -152,4 +152,5 @@ class Report:
 def dump_json(content: Mapping[str, object]) -> str:
     """One line of JSON, non-ASCII kept; escaped only where a file name is no UTF-8."""
     text = json.dumps(content, ensure_ascii=False)
-    return text if text.isprintable() or not any("\ud800" <= letter <= "\udfff" for letter in text) else json.dumps(content)
+    has_surrogates = not text.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in text)
+    return json.dumps(content) if has_surrogates else text

@@ -148,7 +148,7 @@ def hits(store: Store, rows: np.ndarray, scores: np.ndarray) -> list[dict[str, o
     Args:
         store: that was searched.
         rows: (n,) int64; those of -1 are left out.
-        scores: (n,) float32.
+        scores: (n,) float32; NaN where there is none, which becomes None.
     """
     small = [
         name
@@ -159,7 +159,8 @@ def hits(store: Store, rows: np.ndarray, scores: np.ndarray) -> list[dict[str, o
     for row, score in zip(rows.tolist(), scores.tolist(), strict=True):
         if row >= 0:
             record = store.read(row, small)
-            found.append({"row": row, "key": store.keys[row], "score": score} | {n: _plain(record[n]) for n in small})
+            known = None if np.isnan(score) else score
+            found.append({"row": row, "key": store.keys[row], "score": known} | {n: _plain(record[n]) for n in small})
     return found
 
 

@@ -14,6 +14,7 @@ from penstock.report import Budget
 from penstock.sequence_folder import TIMESTAMP, ImageFormat, SaveFormat
 from penstock.source import Source
 from penstock.stages.sequence_config import CropConfig
+from penstock.tracking_modes import WIDENING
 
 PREFIX = "PENSTOCK_SEQUENCE_"
 """Of variables: `PENSTOCK_SEQUENCE_MAX_GAP=100`."""
@@ -113,7 +114,11 @@ class SequenceConfig:
         checks = [
             ("num_sequences", 1 <= self.num_sequences < 1 << 40, "1 or more"),
             ("seed", 0 <= self.seed < 1 << 64, "0..2**64-1"),
-            ("weights", not (self.weights and count) or len(self.weights) == count, f"{count} numbers, one a source"),
+            (
+                "weights",
+                not (self.weights and count) or len(self.weights) == count,
+                f"one number for each of {count} sources",
+            ),
         ]
         _require(self, checks)
 
@@ -283,6 +288,9 @@ def _fitting(where: str, value: object, hint: object) -> object:
 def _build(values: Mapping[str, object]) -> SequenceConfig:
     if "output" not in values:
         raise UsageError("output: not given; say it in the file, or by a flag")
+    mode, gap = values.get("draw.mode", DrawConfig.mode), values.get("draw.max_gap")
+    if mode not in WIDENING and isinstance(gap, int):  # a flag cannot tell a number from a list of one
+        values = {**values, "draw.max_gap": (gap,)}
     config: SequenceConfig = _made(SequenceConfig(output=Path()), values)
     return config
 

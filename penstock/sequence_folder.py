@@ -20,7 +20,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,11 +28,12 @@ import numpy as np
 import orjson
 import xxhash
 
-from penstock.errors import BadData, OutputFull, OutputRefused, SourceNotFound, StoreCorrupt, UsageError
+from penstock.errors import BadData, OutputRefused, SourceNotFound, StoreCorrupt, UsageError
 from penstock.geometry.images import encode_jpeg
 from penstock.readers.plain_pickle import load_plain_pickle
 from penstock.schema import Record, Schema
 from penstock.store.disk import Disk
+from penstock.store.output import full_said
 from penstock.store.v1 import SIDE as SIDE
 
 METADATA, ANNOTATIONS, PROVENANCE = "metadata", "annotations", "provenance.json"
@@ -66,6 +67,7 @@ ANNOTATION_KEYS = ("template_anno", "search_anno", "gt_sequence_anno_backward", 
 SaveFormat = Literal["json", "pickle"]
 ImageFormat = Literal["jpg", "png"]
 
+_KEPT = "saved sequences are kept, free some space"
 _INDENT = orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE
 _SUFFIXES = {"json": "json", "pickle": "pkl"}
 
@@ -215,7 +217,7 @@ def write_aside(disk: Disk, folder: Path, files: Mapping[str, bytes]) -> Path:
     fresh = folder.with_name(f"{TEMPORARY}{folder.name}")
     shutil.rmtree(fresh, ignore_errors=True)
     try:
-        with _full_said(folder):
+        with full_said(folder, _KEPT):
             for parent in sorted({(fresh / name).parent for name in files}):
                 parent.mkdir(parents=True, exist_ok=True)
             for name, content in files.items():
@@ -235,7 +237,7 @@ def flush_folders(disk: Disk, folders: Sequence[Path]) -> None:
     if not disk.flush or not folders:
         return
     if sys.platform == "linux":
-        with _full_said(folders[0]):
+        with full_said(folders[0], _KEPT):
             _flush_file_system(folders[0])
         return
     for folder in folders:
@@ -255,19 +257,6 @@ def _flush_file_system(folder: Path) -> None:
             raise OSError(number, os.strerror(number), str(folder))
     finally:
         os.close(descriptor)
-
-
-@contextmanager
-def _full_said(path: Path) -> Iterator[None]:
-    """A full disk is OutputFull; other system errors pass unchanged."""
-    try:
-        yield
-    except OutputFull:
-        raise
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise OutputFull(error.errno, f"{path}: no room left; saved sequences are kept, free some space") from error
 
 
 def saved_format(folder: Path) -> SaveFormat:

@@ -11,12 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-torch = pytest.importorskip("torch")
-
 from penstock.embed import EmbedConfig, embed, open_input, plan_embed
 from penstock.embed_verify import verify_sample
 from penstock.errors import BudgetExceeded, OutputRefused, RecipeMismatch, RowFailed, SourceNotFound, UsageError
-from penstock.geometry.id_pngs import write_panoptic_png
+from penstock.geometry.id_pngs import read_panoptic_png, write_panoptic_png
 from penstock.geometry.segment_crops import reference_crop
 from penstock.models.embedders import open_embedder
 from penstock.readers.coco_panoptic import CocoPanoptic
@@ -24,12 +22,15 @@ from penstock.readers.scenes import Scenes
 from penstock.registry import open_source
 from penstock.report import Report
 from penstock.segments import Segments
-from penstock.source import Source, Subset
-from penstock.store import open_store
+from penstock.source import Source, SourceOffers, Subset
+from penstock.store import StoreSink, open_store
 from penstock.testing import encode_picture
-from tests.readers.test_scenes import write_scene
+from penstock.work import Order, Work
+from tests.readers.test_scenes import id_map, write_map, write_scene
 from tests.store.crash import KillDisk
 from tests.test_bad_input import data_files
+
+torch = pytest.importorskip("torch")
 
 SHARED = Path(__file__).parents[1].parent / "shared"
 CATEGORIES = [{"id": number, "name": f"class-{number}", "isthing": 1} for number in (1, 7, 200)]
@@ -76,8 +77,7 @@ def map_of(root: Path, number: int, split: str = "val2017") -> Path:
 
 
 def change_ids(path: Path, old: int, new: int, where: tuple[slice, slice]) -> None:
-    rgb = np.asarray(Image.open(path)).astype(np.uint32)
-    ids = rgb[..., 0] + 256 * rgb[..., 1] + 65536 * rgb[..., 2]
+    ids = read_panoptic_png(path.read_bytes())
     ids[where] = np.where(ids[where] == old, new, ids[where])
     path.write_bytes(write_panoptic_png(ids))
 
@@ -119,6 +119,18 @@ def test_each_picture_is_decoded_once(coco: Path) -> None:
     assert source.pictures_decoded == 6
     [segments[row] for row in (25, 26, 27)]  # the last one is kept
     assert source.pictures_decoded == 6
+
+
+def test_a_job_asks_for_the_rows_of_a_batch_at_once_and_finds_the_bad_ones(coco: Path, tmp_path: Path) -> None:
+    map_of(coco, 3).unlink()
+    segments, stage = open_input(config(coco, tmp_path / "out", batch_size=8))
+    work = Work(offers=segments, stage=stage, writer=StoreSink(tmp_path / "out", stage.schema).writer())
+    orders = [Order(candidate=candidate) for candidate in segments.candidates()]
+    finished = work(orders)
+    assert [row for row, one in enumerate(finished) if one.error] == [10, 11, 12, 13, 14]
+    assert {one.error for one in finished} == {"", "BadData"}
+    assert len({one.content for one in finished if not one.error}) == 25
+    assert SourceOffers(segments.source).__getitems__([0, 1])[1].keys() == segments.source[1].keys()
 
 
 def test_an_unchanged_rerun_does_nothing_and_says_so(coco: Path, tmp_path: Path) -> None:
@@ -171,7 +183,7 @@ def test_a_hundredth_of_the_masks_changed_computes_a_hundredth_of_the_rows(tmp_p
 
 def test_a_changed_picture_computes_the_segments_whose_crop_it_touches(coco: Path, tmp_path: Path) -> None:
     png = coco / "val2017" / "000000000003.jpg"
-    pixels = np.array(Image.open(png))
+    pixels = np.random.default_rng(1).integers(0, 256, (26, 41, 3), dtype=np.uint8)
     png.write_bytes(encode_picture(pixels, "png"))  # a PNG of that name: pixels are then what one says
     embed(config(coco, tmp_path / "out"))
     pixels[-1, -1] ^= 255
@@ -275,8 +287,11 @@ def test_bad_rows_fail_alone_and_are_named(coco: Path, tmp_path: Path) -> None:
 def test_gray_and_cmyk_pictures_and_a_segment_of_the_whole_frame(coco: Path, tmp_path: Path) -> None:
     for number, mode in ((1, "L"), (2, "CMYK")):
         path = coco / "val2017" / f"{number:012d}.jpg"
-        Image.open(path).convert(mode).save(path)
-    width, height = Image.open(map_of(coco, 4)).size
+        with Image.open(path) as picture:
+            converted = picture.convert(mode)
+        converted.save(path)
+    with Image.open(map_of(coco, 4)) as picture:
+        width, height = picture.size
     ids = np.full((height, width), 5, np.uint32)
     map_of(coco, 4).write_bytes(write_panoptic_png(ids))
     report = embed(config(coco, tmp_path / "out"))
@@ -311,6 +326,18 @@ def test_scenes_have_a_row_for_each_positive_id_of_each_frame(tmp_path: Path) ->
     assert report.status != "ok"
     assert embed(settings).notes["unchanged"] is True
     assert verify_sample(store, Scenes(tmp_path / "scenes"), 4).is_good
+
+
+def test_a_changed_map_of_a_scene_adds_its_new_ids_and_computes_what_it_changed(tmp_path: Path) -> None:
+    scene = write_scene(tmp_path / "scenes" / "a")
+    settings = config(tmp_path, tmp_path / "out", data_path=None, source=f"scenes:{tmp_path / 'scenes'}")
+    embed(settings)
+    ids = id_map(2)
+    ids[0, 0], ids[2, 3] = 9, 0
+    write_map(scene / "obj_ids" / "frame_2.jpg.pth", ids)
+    report = embed(settings)
+    assert (report.planned, computed(report), report.notes["changed"]) == (4, 2, 1)
+    assert sorted(open_store(tmp_path / "out").keys)[-1] == "a/frame_2_9"
 
 
 def test_any_source_with_masks_will_do(coco: Path) -> None:

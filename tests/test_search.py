@@ -366,6 +366,7 @@ def test_a_picture_and_a_text_find_what_is_like_them(tmp_path: Path) -> None:
         assert found["category"] == NAMES[rows[0, 0]]
         return str(found["key"])
 
+    assert hits(store, np.array([1, -1]), np.array([np.nan, 1], np.float32))[0]["score"] is None
     assert best("red") == "img0000_0"
     assert best("blue") == "img0002_2"
     assert best(str(tmp_path / "green.png")) == "img0001_1"

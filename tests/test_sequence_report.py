@@ -20,7 +20,7 @@ from PIL import Image
 
 from penstock.compat.sequence import SequenceSaver
 from penstock.draws import TrackTable
-from penstock.errors import BadData, SourceNotFound, StoreCorrupt, UsageError
+from penstock.errors import BadData, OutputRefused, SourceNotFound, StoreCorrupt, UsageError
 from penstock.sequence_charts import heat_map, histogram
 from penstock.sequence_config import DrawConfig, SaveConfig, SequenceConfig
 from penstock.sequence_distribution import Distribution, gap_range
@@ -238,6 +238,21 @@ def test_a_box_without_size_is_left_out(tmp_path: Path, box: list[float]) -> Non
     write_one(tmp_path / "set", origin={"search": search})
     found = statistics(tmp_path / "set")
     assert (found.read, found.numbers["search size"].count) == (1, 0)
+
+
+def test_outputs_that_cannot_be_written_are_refused(saved: Path, tmp_path: Path) -> None:
+    one = next(saved.glob("seq_*"))
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder.gif").mkdir()
+    with pytest.raises(OutputRefused, match="is a folder"):
+        write_report(saved, tmp_path / "folder.gif", sheets=0)
+    with pytest.raises(OutputRefused, match="not writable"):
+        write_report(saved, tmp_path / "file" / "page.html", sheets=0)
+    with pytest.raises(OutputRefused, match="is a folder"):
+        overlay(one, tmp_path / "folder.gif")
+    with pytest.raises(OutputRefused, match="not writable"):
+        overlay(one, tmp_path / "file" / "one.gif")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "folder.gif"]
 
 
 def test_folders_that_hold_nothing_to_report(tmp_path: Path) -> None:

@@ -377,6 +377,8 @@ def test_configuration_from_file_variables_and_flags(tmp_path: Path) -> None:
     assert found.crops.template == RoleCrop(factor=3.0, size=80)
     assert found.crops.search == CropConfig().search
     assert load_config(file, environ=variables).seed == 4
+    assert load_config(file, {"max_gap": 7}, environ={}).draw.max_gap == (7,), "stark takes a list, also of one"
+    assert load_config(file, {"max_gap": 7, "mode": "causal"}, environ={}).draw.max_gap == 7
     assert load_config(None, {"output": "x", "timestamp": STAMP}, environ={}).save.timestamp == STAMP
 
 

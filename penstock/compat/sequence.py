@@ -97,9 +97,10 @@ class SequenceSaver:
 
         Boxes go into annotations.json as they are given, or, if the sample says `normalized`, times the size of what they
         lie in: template and search boxes that of their picture, histories that of the frame (`image_size`, height and
-        width). Steps of the histories that `gt_valid_backward` and `gt_valid_forward`, if given, say have no box are null. Where the sample has `template_boxes`, `search_boxes`, `gt_boxes_backward`, `gt_boxes_forward` (pixels of
-        the crops, NaN where there is no box), these are taken. What is not given is "unknown", or an empty list, and named
-        in a warning.
+        width). Where the sample has `template_boxes`, `search_boxes`, `gt_boxes_backward`, `gt_boxes_forward` (pixels of
+        the crops, NaN where there is no box), these are taken. NaN becomes null, and so does a step of a history of which
+        `gt_valid_backward` or `gt_valid_forward`, if given, says that there is no box. What is not given is "unknown", or
+        an empty list, and named in a warning.
 
         Args:
             data: `template_images` and `search_images` as lists of (H, W, 3) uint8, or tensors (N, 3, S, S), floats undone

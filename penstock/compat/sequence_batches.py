@@ -171,10 +171,10 @@ def pixels_of(
         raise BadData(f"{name}: no pictures; use save_images=False where there are none")
     if isinstance(value, np.ndarray) and value.ndim == 3:
         value = value[None]
-    mean, std = _numbers(sample.get("image_mean", mean)), _numbers(sample.get("image_std", std))
-    if (mean is None) != (std is None):
-        raise BadData(f"{name}: image_mean and image_std belong together, got {mean} and {std}")
-    return [_pixels(np.asarray(one), name, mean, std) for one in value]
+    shift, scale = _numbers(sample.get("image_mean", mean)), _numbers(sample.get("image_std", std))
+    if (shift is None) != (scale is None):
+        raise BadData(f"{name}: image_mean and image_std belong together, got {shift} and {scale}")
+    return [_pixels(np.asarray(one), name, shift, scale) for one in value]
 
 
 def _numbers(value: Any) -> np.ndarray | None:

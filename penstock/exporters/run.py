@@ -1,6 +1,5 @@
 """Runs an exporter: output refused or made, sequences read and checked, the whole put in its place at once."""
 
-import errno
 import fcntl
 import os
 import shutil
@@ -11,7 +10,7 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from penstock.errors import BadData, OutputFull, OutputRefused, PartClaimed, UsageError
+from penstock.errors import BadData, OutputRefused, PartClaimed, UsageError
 from penstock.exporters.base import Exporter, Output, Sequences
 from penstock.exporters.sequences import Pictures, SavedSet
 from penstock.exporters.text import dump
@@ -19,13 +18,12 @@ from penstock.registry import find
 from penstock.report import Budget, Report
 from penstock.sequence_folder import SIDE, flush_folders
 from penstock.store.disk import Disk
-from penstock.store.output import refused_if_unwritable
+from penstock.store.output import full_said, refused_if_unwritable
 
 COMMAND = "export"
 EXPORT = "export.json"
 TEMPORARY = ".exporting-"
 """How the name of a folder that is not whole yet begins."""
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def export(
@@ -82,7 +80,7 @@ def export(
     sequences = Sequences(saved, report, licence=licence, on_progress=on_progress, stop=stop)
     begun = time.monotonic()
     seam = disk or Disk()
-    with _folder_beside(target) as fresh, _full_said(target):
+    with _folder_beside(target) as fresh, full_said(target, "nothing of the export was kept"):
         try:
             exporter.run(sequences, Output(fresh, seam))
             if not report.interrupted:
@@ -168,13 +166,3 @@ def _folder_beside(target: Path) -> Iterator[Path]:
             shutil.rmtree(fresh, ignore_errors=True)
     finally:
         os.close(descriptor)
-
-
-@contextmanager
-def _full_said(target: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if not isinstance(error, OutputFull) and error.errno not in _FULL:
-            raise
-        raise OutputFull(errno.ENOSPC, f"{target}: no room left; nothing of the export was kept") from error

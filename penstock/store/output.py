@@ -9,6 +9,7 @@ from penstock.errors import OutputFull, OutputRefused
 from penstock.store.disk import Disk
 
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
@@ -17,7 +18,7 @@ def refused_if_unwritable(output: Path) -> Iterator[None]:
     that is read only, a file where a folder should be, or the other way round. Other errors pass unchanged.
 
     Args:
-        output: named in the message where the system names no file.
+        output: as the user named it.
     """
     try:
         yield
@@ -26,8 +27,25 @@ def refused_if_unwritable(output: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in _REFUSED:
             raise
-        where = error.filename2 or error.filename or output
-        raise OutputRefused(f"{where}: not writable ({error.strerror}); nothing was touched") from error
+        file = error.filename2 or error.filename or str(output)
+        what = f"{error.strerror}" if file == str(output) else f"{file}: {error.strerror}"
+        raise OutputRefused(f"{output}: not writable ({what}); nothing was touched") from error
+
+
+@contextmanager
+def full_said(output: Path, kept: str) -> Iterator[None]:
+    """Makes a full disk, or a full quota, an OutputFull that says so of this output. Other errors pass unchanged.
+
+    Args:
+        output: as the user named it.
+        kept: what becomes of what was written, for the message.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise OutputFull(error.errno, f"{output}: no room left; {kept}") from error
 
 
 def replace_file(path: Path, content: bytes) -> None:

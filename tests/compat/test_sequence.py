@@ -268,6 +268,54 @@ def test_fractions_become_pixels_where_the_sample_says_so(tmp_path: Path) -> Non
     assert annotations["gt_sequence_anno_backward"] == [[100.0, 50.0, 20.0, 10.0], [None] * 4]
 
 
+def test_steps_that_the_sample_says_have_no_box_are_null(tmp_path: Path) -> None:
+    data = {**sample(), "gt_valid_backward": torch.tensor([True, False, True, True, False]), "test_class": ""}
+    saver = SequenceSaver(tmp_path, timestamp=STAMP)
+    metadata, annotations = read(saver.save_sequence_data(data, 1))
+    boxes = annotations["gt_sequence_anno_backward"]
+    assert [number for number, box in enumerate(boxes) if box == [None] * 4] == [1, 4]
+    assert boxes[0] == pytest.approx(data["gt_sequence_anno_backward"][0, 0].tolist())
+    assert metadata["test_class"] == "", "the sample says that it has none"
+    with pytest.raises(BadData, match="gt_valid_forward: 1 flags for 2 boxes"):
+        saver.save_sequence_data({**data, "gt_valid_forward": [True]}, 2)
+
+
+def test_paths_are_listed_also_where_saving_ends_early(tmp_path: Path) -> None:
+    def samples() -> Any:
+        yield sample(0)
+        yield sample(1)
+        raise KeyboardInterrupt
+
+    saver = SequenceSaver(tmp_path, timestamp=STAMP)
+    with pytest.raises(KeyboardInterrupt):
+        saver.save_batch_sequences(samples(), num_sequences=5)
+    listed = (tmp_path / f"saved_paths_{STAMP}.txt").read_text().splitlines()
+    assert [Path(path).name for path in listed] == [f"seq_000001_{STAMP}", f"seq_000002_{STAMP}"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"timestamp": "../../x"}, "YYYYmmdd_HHMMSS"),
+        ({"timestamp": "now"}, "YYYYmmdd_HHMMSS"),
+        ({"jpeg_quality": 0}, "1..100"),
+        ({"image_format": "bmp"}, "jpg or png"),
+        ({"batch_dim": 2}, "0 or 1"),
+    ],
+)
+def test_wrong_options_are_refused_at_once(tmp_path: Path, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        SequenceSaver(tmp_path, **options)
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for folder in ("file", "file/below"):
+        with pytest.raises(OutputRefused, match="not writable"):
+            SequenceSaver(tmp_path / folder).save_sequence_data(sample(), 1)
+    assert tree(tmp_path) == ["file"]
+
+
 def test_damage_to_a_file_is_found(tmp_path: Path) -> None:
     path = Path(SequenceSaver(tmp_path).save_sequence_data(sample(), 1))
     picture, boxes = path / "images/search/search_000.jpg", path / "annotations.json"

@@ -5,13 +5,16 @@ import pickle
 import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 
 from penstock.errors import BadData, StateMismatch, UsageError
 from penstock.geometry.images import decode_picture
+from penstock.sequence_config import DrawConfig, SaveConfig, SequenceConfig
+from penstock.sequence_save import save_sequences
+from penstock.stages.sequence_config import CropConfig, RoleCrop
 from penstock.testing import encode_picture
 
 torch = pytest.importorskip("torch", reason="TimingTrackingSampler needs torch")
@@ -24,6 +27,7 @@ from penstock.compat.tensor_dict import TensorDict  # noqa: E402
 FRAMES, SIZE_HW = 40, (48, 64)
 HIDDEN = 7
 STEPS, FUTURE = 50, 5
+STAMP = "20260101_000000"
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
@@ -227,6 +231,39 @@ def test_saved_boxes_are_pixels_of_saved_pictures(lasot: Path, tmp_path: Path) -
     assert histories
 
 
+@pytest.mark.parametrize("pictures", ["crops", "raw"])
+def test_the_command_and_the_saver_of_the_seed_write_the_same_bytes(
+    lasot: Path, tmp_path: Path, pictures: Literal["crops", "raw"]
+) -> None:
+    text, save = f"lasot:{lasot}", SaveConfig(pictures=pictures, image_format="png", workers=0, timestamp=STAMP)
+    roles = {
+        role: RoleCrop(size=size[role], factor=factor[role], center_jitter=center[role], scale_jitter=scale[role])
+        for factor, size, center, scale in [FACTORS]
+        for role in ("template", "search")
+    }
+    draw = DrawConfig(max_gap=20, num_template=2, min_interval=STEPS, future_steps=FUTURE)
+    report = save_sequences(
+        SequenceConfig(
+            output=tmp_path / "command", sources=(text,), num_sequences=8, seed=3, draw=draw,
+            crops=CropConfig(**roles), save=save,
+        )
+    )  # fmt: skip
+    assert report.done == 8
+    processing = STARKProcessing(*FACTORS) if pictures == "crops" else Compose([ToTensor(), Normalize(MEAN, STD)])
+    sampler = make([text], num_template_frames=2, seed=3, processing=processing)
+    saver = SequenceSaver(tmp_path / "saver", timestamp=STAMP, image_format="png")
+    saver.save_batch_sequences(torch.utils.data.DataLoader(sampler, batch_size=4), 8)
+
+    def files(root: Path) -> dict[str, bytes]:
+        found = [path for path in root.glob("seq_*/**/*") if path.is_file() and path.name != "provenance.json"]
+        return {str(path.relative_to(root)): path.read_bytes() for path in found}
+
+    left, right = files(tmp_path / "command"), files(tmp_path / "saver")
+    assert left == right
+    assert len(left) == 8 * 5
+    assert any(b"null" in content for content in left.values()), "the frame without a box is in a history"
+
+
 def test_identity_processing_ends(lasot: Path) -> None:
     assert make([f"lasot:{lasot}"])[0]["valid"] is True
     assert make([f"lasot:{lasot}"], processing=lambda data: {"mine": 1})[0] == {"mine": 1, "valid": True}
@@ -305,6 +342,7 @@ def test_original_datasets() -> None:
         ([Original()], {"frame_sample_mode": "trident"}, "a list of numbers"),
         ([Original(frames=10)], {}, "fewer than 20 frames"),
         ([Original()], {"max_retries": -1}, "max_retries"),
+        ([Original()], {"processing": None}, "processing"),
     ],
 )
 def test_wrong_arguments(datasets: Any, options: dict[str, Any], message: str) -> None:

@@ -65,6 +65,7 @@ class Slow(Square):
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  # Ray's name; else whatever else runs here comes first
     Ray()  # imports ray with our settings
     from ray.cluster_utils import Cluster
 

@@ -10,14 +10,14 @@ from PIL import Image
 
 from penstock.errors import BadData, UsageError
 from penstock.geometry.segment_crops import blend, blend_table
+from penstock.models.embedders import open_embedder
 from penstock.models.protocols import Embedder, PictureTransform
+from penstock.models.transform import picture_pixels
 from penstock.schema import Field, Record, Schema
 from penstock.stages.embed import EmbedSegments
 from penstock.stages.embed_pixels import FastPixels, batched_pixels, columns_first
 
-torch = pytest.importorskip("torch")
-from penstock.models.embedders import open_embedder  # noqa: E402
-from penstock.models.transform import picture_pixels  # noqa: E402
+pytest.importorskip("torch")
 
 SEGMENTS = Schema(
     [

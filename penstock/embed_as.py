@@ -1,0 +1,83 @@
+"""`penstock embed --format npy|npz`: the job writes its store into `.penstock/store` of the folder, files are made from it."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Literal, get_args
+
+from penstock.embed import EmbedConfig, embed, plan_embed
+from penstock.errors import OutputRefused, UsageError
+from penstock.exporters.embedding_rows import open_rows, store_of
+from penstock.exporters.embeddings import put_vectors, require_free
+from penstock.jobs import Launcher
+from penstock.report import Report
+from penstock.store.disk import Disk
+from penstock.store.manifest import NAME
+from penstock.store.output import refused_if_unwritable
+
+Format = Literal["store", "npy", "npz"]
+FORMATS = get_args(Format)
+
+
+def embed_as(
+    config: EmbedConfig,
+    format: Format = "store",  # noqa: A002  # the name of the flag
+    *,
+    on_progress: Callable[[Report], None] = lambda report: None,
+    stop: Callable[[], str] = lambda: "",
+    launcher: Launcher | None = None,
+    disk: Disk | None = None,
+) -> Report:
+    """As `embed`, with `cache_dir` in one of three formats.
+
+    "store": the store itself. "npy", "npz": files as `export_vectors` writes them, and the store they are made from in
+    `.penstock/store`. The store is what is resumed and checked; when all its rows are computed, the files that are missing
+    or other than before are written, each at once, the index last. So a run that was stopped has vectors but no files; the
+    same call goes on, and ends with the bytes of a run that was not.
+
+    Raises:
+        OutputRefused: `cache_dir` holds files of another format or another program; nothing was touched.
+        BadData: two pictures have one image id, or a segment id does not fit; the store is whole, see `export_vectors`.
+        UsageError, MissingExtra, SourceNotFound, RecipeMismatch, BudgetExceeded, OutputFull: as `embed`.
+    """
+    if format not in FORMATS:
+        raise UsageError(f"format: expected {', '.join(FORMATS)}, got {format!r}")
+    if format == "store":
+        return embed(config, on_progress=on_progress, stop=stop, launcher=launcher, disk=disk)
+    inner = _inner(config, format)
+    report = embed(inner, on_progress=on_progress, stop=stop, launcher=launcher, disk=disk)
+    report.output = str(config.cache_dir)
+    report.notes |= {"format": format, "store": str(inner.cache_dir)}
+    if report.interrupted:
+        report.notes["files"] = "not written: the run was stopped; the same call goes on"
+        return report
+    with refused_if_unwritable(config.cache_dir):
+        put = put_vectors(open_rows(inner.cache_dir, layout="store"), config.cache_dir, format)
+    report.notes["files"] = vars(put)
+    report.bytes_written += put.bytes_written
+    return report
+
+
+def plan_embed_as(config: EmbedConfig, format: Format = "store") -> dict[str, object]:  # noqa: A002  # as `embed_as`
+    """What `embed_as` would do, and why; writes nothing. Values as of `plan_embed`, and `format`.
+
+    Raises:
+        As `embed_as`.
+    """
+    if format not in FORMATS:
+        raise UsageError(f"format: expected {', '.join(FORMATS)}, got {format!r}")
+    if format == "store":
+        return {**plan_embed(config), "format": format}
+    return {**plan_embed(_inner(config, format)), "output": str(config.cache_dir), "format": format}
+
+
+def _inner(config: EmbedConfig, layout: str) -> EmbedConfig:
+    """The same job, with its store inside the folder.
+
+    Raises:
+        OutputRefused: the folder holds something else.
+    """
+    place = config.cache_dir
+    if (place / NAME).exists():
+        raise OutputRefused(f"{place}: is a store; expected a new or an empty folder for {layout}; see penstock export")
+    require_free(place, layout)
+    return replace(config, cache_dir=store_of(place))
