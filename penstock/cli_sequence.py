@@ -46,7 +46,8 @@ def save(
 ) -> int:
     """Draw sequences from tracking datasets and save them as folders. Run it again and it does only what is missing.
 
-    Every setting may stand in the configuration, in a variable PENSTOCK_SEQUENCE_NAME, or here; the later goes before.
+    Every setting may stand in the configuration and in a variable PENSTOCK_SEQUENCE_NAME, the common ones also here; the
+    later goes before.
 
     Parameters
     ----------
