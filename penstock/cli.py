@@ -189,10 +189,10 @@ def verify(path: Path, *, fast: Flag = False, quiet: Flag = False, json: Json = 
     from penstock.check import verify as run
     from penstock.cli_sequence import sequence_findings
     from penstock.progress import Progress
-    from penstock.sequence_folder import saved_folders
+    from penstock.sequence_folder import MANIFEST, SIDE, saved_folders
 
     with Progress(quiet=quiet or json) as progress:
-        if path.is_dir() and any(saved_folders(path)):
+        if path.is_dir() and (any(saved_folders(path)) or (path / SIDE / MANIFEST).exists()):
             findings = sequence_findings(path, progress.rows)
         else:
             findings = run(path, full=not fast, on_progress=progress.rows)

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 
 import penstock
-from penstock.errors import BadData, OutputRefused, RecipeMismatch, UsageError
+from penstock.errors import BadData, RecipeMismatch, UsageError
 from penstock.jobs import Job, Launcher
 from penstock.launch.local import Inline, Local
 from penstock.models.embedders import open_embedder
@@ -29,6 +29,7 @@ from penstock.stages.embed import Path as CropPath
 from penstock.store.disk import Disk
 from penstock.store.layout import Layout
 from penstock.store.manifest import NAME, Manifest
+from penstock.store.output import refused_if_unwritable
 from penstock.store.rows import DONE, FAILED
 from penstock.store.sink import StoreSink
 from penstock.store.state import check_output, known_rows
@@ -323,7 +324,7 @@ def _open_sink(config: EmbedConfig, stage: EmbedSegments, output: Path, disk: Di
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "config": config.to_json(),
     }
-    try:
+    with refused_if_unwritable(output):
         return StoreSink(
             output,
             stage.schema,
@@ -334,10 +335,6 @@ def _open_sink(config: EmbedConfig, stage: EmbedSegments, output: Path, disk: Di
             part_rows=config.part_rows,
             disk=disk,
         )
-    except (PermissionError, NotADirectoryError) as error:
-        raise OutputRefused(
-            f"{error.filename or output}: not writable ({error.strerror}); nothing was touched"
-        ) from error
 
 
 def _launcher(config: EmbedConfig, stage: EmbedSegments) -> Launcher:

@@ -51,7 +51,7 @@ def embed_as(
         report.notes["files"] = "not written: the run was stopped; the same call goes on"
         return report
     with refused_if_unwritable(config.cache_dir):
-        put = put_vectors(open_rows(inner.cache_dir, layout="store"), config.cache_dir, format)
+        put = put_vectors(open_rows(inner.cache_dir, layout="store"), config.cache_dir, format, disk=disk)
     report.notes["files"] = vars(put)
     report.bytes_written += put.bytes_written
     return report

@@ -165,7 +165,29 @@ folders = (f"folder_{number}" for number in itertools.count())
 """)
 
 
-WORLDS: dict[str, Callable[[World], None]] = {"binary_dataset": binary_dataset, "sequence_saver": sequence_saver}
+def embedding_cache(world: World) -> None:
+    """COCO panoptic with the document's two pictures; its Python reads a cache that lies where the document has it."""
+    from penstock.compat.embed_script import write_example
+
+    world.folders = {name: world.root / name for name in ("coco", "cache", "first", "small", "code")}
+    write_example(world.folders["coco"])
+    world.folders["code"].mkdir()
+    world.folders["train"] = world.folders["coco"] / "annotations" / "panoptic_train2017.json"
+    world.folders["val"] = world.folders["train"].with_name("panoptic_val2017.json")
+    world.prelude = world.fill("""
+import os
+from penstock.compat.embed_script import main
+os.chdir("{code}")
+flags = "--data_path {coco} --embedder_spec tiny: --device cpu --num_workers 0 --quiet"
+assert main(flags.split()) == 0
+""")
+
+
+WORLDS: dict[str, Callable[[World], None]] = {
+    "binary_dataset": binary_dataset,
+    "embedding_cache": embedding_cache,
+    "sequence_saver": sequence_saver,
+}
 """Document -> what fills its world."""
 
 

@@ -7,6 +7,7 @@ tracking.py        TimingTrackingSampler; tracking_datasets.py reads datasets of
 tensor_dict.py     TensorDict, what the sampler gives
 processing.py      Compose, ToTensor, Normalize, STARKProcessing, TIMProcessing
 sequence_scripts.py  save_sequences_from_sampler and the scripts that save sequences
+embed.py           COCOPanopticDirectory and the functions of the embedding cache; embed_script.py is its script
 """
 
 from importlib import import_module
@@ -14,17 +15,39 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from penstock.compat.distill import BinaryDistillDataset, collate_distill
+    from penstock.compat.embed import (
+        COCOPanopticDirectory,
+        create_dataloader,
+        extract_image_and_segment_ids,
+        prep_mask_image,
+        save_image_embeddings,
+    )
     from penstock.compat.sequence import SequenceSaver
     from penstock.compat.tracking import TimingTrackingSampler
 
 _HOMES = {
     "BinaryDistillDataset": "distill",
+    "COCOPanopticDirectory": "embed",
     "collate_distill": "distill",
     "SequenceSaver": "sequence",
     "TimingTrackingSampler": "tracking",
+    "create_dataloader": "embed",
+    "extract_image_and_segment_ids": "embed",
+    "prep_mask_image": "embed",
+    "save_image_embeddings": "embed",
 }
 
-__all__ = ["BinaryDistillDataset", "SequenceSaver", "TimingTrackingSampler", "collate_distill"]
+__all__ = [
+    "BinaryDistillDataset",
+    "COCOPanopticDirectory",
+    "SequenceSaver",
+    "TimingTrackingSampler",
+    "collate_distill",
+    "create_dataloader",
+    "extract_image_and_segment_ids",
+    "prep_mask_image",
+    "save_image_embeddings",
+]
 
 
 def __getattr__(name: str) -> object:

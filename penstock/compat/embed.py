@@ -3,8 +3,9 @@
 import fcntl
 import os
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 import numpy as np
 from PIL import Image
@@ -18,17 +19,14 @@ from penstock.sequence_folder import SIDE
 from penstock.store.disk import Disk
 from penstock.store.output import replace_file
 
-try:
+if TYPE_CHECKING:
     import torch
     from torch.utils.data import DataLoader, Dataset
-except ImportError as error:
-    raise MissingExtra("torch", "train", "the seed's embedding cache") from error
 
 Target = dict[str, Any]
-Batch = tuple[tuple[torch.Tensor, ...], tuple[Target, ...]]
 
 
-class COCOPanopticDirectory(Dataset[tuple[torch.Tensor, Target]]):
+class COCOPanopticDirectory:
     """Pictures of COCO panoptic with the masks of their segments; also gives its DataLoaders, as the original does.
 
     An item is (image, target). image: (3, H, W) uint8, RGB, at its own size. target: `masks` (N, H, W) bool, `labels` (N,)
@@ -42,25 +40,30 @@ class COCOPanopticDirectory(Dataset[tuple[torch.Tensor, Target]]):
         split: "train", "val", "all"; None for the only one.
 
     Raises:
+        MissingExtra: torch is not installed.
         SourceNotFound, UsageError, BadData: as `CocoPanoptic`.
     """
 
     def __init__(
         self, path: Path | str, num_workers: int = 4, batch_size: int = 16, *, split: str | None = None
     ) -> None:
+        if find_spec("torch") is None:
+            raise MissingExtra("torch", "train", "the seed's datasets")
         self.source = CocoPanoptic(path, split=split)
         self.num_workers, self.batch_size = num_workers, batch_size
 
     def __len__(self) -> int:
         return len(self.source.groups)
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, Target]:
+    def __getitem__(self, index: int) -> "tuple[torch.Tensor, Target]":
         """See the class.
 
         Raises:
             IndexError: there is no such picture.
             BadData: its photo, its PNG or its annotation are wrong.
         """
+        import torch
+
         group = self.source.groups[index]
         rows = range(group.start, group.stop)
         records = self.source.__getitems__(rows)
@@ -84,8 +87,15 @@ class COCOPanopticDirectory(Dataset[tuple[torch.Tensor, Target]]):
 
     def train_dataloader(self) -> "DataLoader[Any]":
         """Pictures in order of their ids, none left out, none flipped: see `create_dataloader`."""
+        from torch.utils.data import DataLoader
+
+        dataset = cast("Dataset[Any]", self)  # map-style; the base class adds nothing to it
         return DataLoader(
-            self, batch_size=self.batch_size, shuffle=False, num_workers=self.num_workers, collate_fn=collate_pictures
+            dataset,
+            batch_size=self.batch_size,
+            shuffle=False,
+            num_workers=self.num_workers,
+            collate_fn=collate_pictures,
         )
 
     def val_dataloader(self) -> "DataLoader[Any]":
@@ -93,7 +103,9 @@ class COCOPanopticDirectory(Dataset[tuple[torch.Tensor, Target]]):
         return self.train_dataloader()
 
 
-def collate_pictures(items: Sequence[tuple[torch.Tensor, Target]]) -> Batch:
+def collate_pictures(
+    items: "Sequence[tuple[torch.Tensor, Target]]",
+) -> "tuple[tuple[torch.Tensor, ...], tuple[Target, ...]]":
     """Images and targets of a batch, each a tuple: pictures differ in size and are not stacked."""
     return tuple(image for image, _ in items), tuple(target for _, target in items)
 
@@ -116,7 +128,7 @@ def create_dataloader(
 
 
 def extract_image_and_segment_ids(
-    batch: Batch, dataloader: "DataLoader[Any] | None" = None
+    batch: "tuple[tuple[torch.Tensor, ...], tuple[Target, ...]]", dataloader: "DataLoader[Any] | None" = None
 ) -> tuple[list[str], list[list[int]]]:
     """Image id, and ids of the segments, of each picture of a batch.
 
@@ -129,11 +141,12 @@ def extract_image_and_segment_ids(
 
 
 def prep_mask_image(
-    image: torch.Tensor | np.ndarray,
-    masks: torch.Tensor | np.ndarray,
-    labels: Sequence[int] | torch.Tensor | np.ndarray,
-    target_ids: Sequence[int] | torch.Tensor | np.ndarray,
+    image: "torch.Tensor | np.ndarray",
+    masks: "torch.Tensor | np.ndarray",
+    labels: "Sequence[int] | torch.Tensor | np.ndarray",
+    target_ids: "Sequence[int] | torch.Tensor | np.ndarray",
     bg_alpha: float = 0.3,
+    *,
     pad_ratio: float = 0.1,
 ) -> list[Image.Image]:
     """The crops of a picture's segments, as the model is to be fed them: background blended with grey, tight box, padding.
@@ -171,9 +184,9 @@ def prep_mask_image(
 def save_image_embeddings(
     cache_dir: Path | str,
     image_id: str,
-    segment_ids: Sequence[int] | torch.Tensor | np.ndarray,
-    embeddings: torch.Tensor | np.ndarray,
-    labels: Sequence[int] | torch.Tensor | np.ndarray,
+    segment_ids: "Sequence[int] | torch.Tensor | np.ndarray",
+    embeddings: "torch.Tensor | np.ndarray",
+    labels: "Sequence[int] | torch.Tensor | np.ndarray",
 ) -> Path:
     """Saves the vectors of one picture as `<image_id>.npz`, and its row of `image_index.tsv`, which stays sorted.
 
@@ -230,13 +243,17 @@ def _index(folder: Path, image_id: str, count: int) -> None:
         os.close(descriptor)
 
 
-def _numbers(values: torch.Tensor | np.ndarray) -> np.ndarray:
-    return values.detach().float().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
+def _numbers(values: "torch.Tensor | np.ndarray") -> np.ndarray:
+    return np.asarray(values) if not _is_tensor(values) else values.detach().float().cpu().numpy()
 
 
-def _pixels(image: torch.Tensor | np.ndarray) -> np.ndarray:
+def _is_tensor(values: object) -> "TypeGuard[torch.Tensor]":
+    return hasattr(values, "detach")
+
+
+def _pixels(image: "torch.Tensor | np.ndarray") -> np.ndarray:
     """(H, W, 3) uint8."""
-    found = image.detach().cpu().permute(1, 2, 0).numpy() if isinstance(image, torch.Tensor) else np.asarray(image)
+    found = image.detach().cpu().permute(1, 2, 0).numpy() if _is_tensor(image) else np.asarray(image)
     if found.ndim == 3 and found.shape[0] == 3 and found.shape[2] != 3:
         found = found.transpose(1, 2, 0)
     if found.ndim != 3 or found.shape[2] != 3:

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 from cyclopts import App, CycloptsError, Parameter
@@ -60,6 +60,10 @@ class ScriptConfig:
     """Take only the first so many segments."""
     max_failures: str | None = None
     """Failures that are still a success: a count (12) or a share (0.5%)."""
+    retry_failed: Annotated[bool, Parameter(negative="")] = False
+    """Try segments again that failed before from the same input."""
+    on_change: Literal["refuse", "recompute"] = "refuse"
+    """Where the cache was made with another model, alpha, padding or recipe: refuse, or compute all anew."""
     dry_run: Annotated[bool, Parameter(negative="")] = False
     """Say what would be done, and write nothing."""
     json: Annotated[bool, Parameter(negative="")] = False
@@ -112,7 +116,7 @@ def self_test() -> int:
         image_ids, segment_ids = embed.extract_image_and_segment_ids(batch, loader)
         images, targets = batch
         for image, target, image_id, ids in zip(images, targets, image_ids, segment_ids, strict=True):
-            crops = embed.prep_mask_image(image, target["masks"], target["labels"], ids, 0.3, 0.1)
+            crops = embed.prep_mask_image(image, target["masks"], target["labels"], ids, 0.3, pad_ratio=0.1)
             vectors = np.eye(len(crops), 768, dtype=np.float32)
             embed.save_image_embeddings(cache / "functions", image_id, ids, vectors, target["labels"])
         faults = [] if open_rows(cache / "functions").vectors().shape == (4, 768) else ["save_image_embeddings"]
@@ -129,18 +133,21 @@ def self_test() -> int:
     return 1 if faults else 0
 
 
-def write_example(root: Path, names: Sequence[str] = ("000000397133", "000000037777"), *, first: int = 15466) -> None:
+EXAMPLE = (("000000397133", 15466), ("000000037777", 23456))
+"""Pictures of the seed's own examples, and a segment of each."""
+
+
+def write_example(root: Path, pictures: Sequence[tuple[str, int]] = EXAMPLE) -> None:
     """Writes COCO panoptic of one split, train2017, with two segments in each of some small pictures.
 
     Args:
         root: new folder.
-        names: of the pictures, numbers of 12 digits.
-        first: id of the first segment of each; the other's is one more.
+        pictures: name, a number of 12 digits, and id of its first segment; the other one's is one more.
     """
     for name in ("train2017", "panoptic_train2017", "annotations"):
         (root / name).mkdir(parents=True)
     images, annotations = [], []
-    for number, name in enumerate(names):
+    for number, (name, first) in enumerate(pictures):
         pixels = np.random.default_rng(number).integers(0, 256, (40, 50, 3), dtype=np.uint8)
         ids = np.zeros((40, 50), np.uint32)
         ids[5:20, 5:30], ids[25:38, 20:45] = first, first + 1

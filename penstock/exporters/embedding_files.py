@@ -46,7 +46,9 @@ class Rows(Protocol):
 
     labels: np.ndarray
 
-    def vectors(self, places: np.ndarray | None = None) -> np.ndarray: ...
+    def vectors(self, places: np.ndarray | None = None) -> np.ndarray:
+        """(n, D) float16: those of some places, (n,) int64; None for all."""
+        ...
 
 
 def names_of(ids: Ids, layout: Layout) -> list[str]:
@@ -171,7 +173,7 @@ def load_npz(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         BadData: the file is missing or damaged, or its arrays are others.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
             segments, vectors, labels = (archive[name] for name in ARRAYS)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise BadData(f"{path}: expected an npz with {', '.join(ARRAYS)}: {error}") from error
@@ -185,7 +187,7 @@ def load_npz(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def _loaded(path: Path, is_right: "_Check") -> np.ndarray:
     try:
-        found = np.load(path, allow_pickle=False)
+        found = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise BadData(f"{path}: expected an npy file of one vector: {error}") from error
     if not isinstance(found, np.ndarray) or not is_right(found):

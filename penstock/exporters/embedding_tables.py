@@ -27,8 +27,14 @@ class Rows(Protocol):
     store: Store | None
     rows: np.ndarray | None
 
-    def vectors(self, places: np.ndarray | None = None) -> np.ndarray: ...
-    def digest(self) -> str: ...
+    def vectors(self, places: np.ndarray | None = None) -> np.ndarray:
+        """(n, D) float16: those of some places, (n,) int64; None for all."""
+        ...
+
+    def digest(self) -> str:
+        """Changes with every vector, key and label."""
+        ...
+
     def __len__(self) -> int: ...
 
 

@@ -17,11 +17,12 @@ import orjson
 
 from penstock.errors import OutputRefused, UsageError
 from penstock.exporters.embedding_files import INDEXES, Layout, files_of, index_of, listed_files, names_of
-from penstock.exporters.embedding_rows import MARKER, VectorRows, named, open_rows
+from penstock.exporters.embedding_rows import MARKER, VECTOR, VectorRows, named, open_rows
 from penstock.exporters.embedding_tables import TABLE, write_table, write_vector_store
 from penstock.report import Report
 from penstock.sequence_folder import SIDE, flush_folders
 from penstock.store.disk import Disk
+from penstock.store.manifest import NAME, Manifest
 from penstock.store.output import refused_if_unwritable
 
 COMMAND = "export"
@@ -75,7 +76,7 @@ def export_vectors(source: Path | str, output: Path | str, *, format: Format, di
     try:
         with refused_if_unwritable(target):
             if format in INDEXES:
-                put = put_vectors(rows, target, cast(Layout, format), disk=seam)
+                put = put_vectors(rows, target, cast(Layout, format), disk=disk)
                 report.skipped = len(rows) if not put.written else 0
                 report.bytes_written = put.bytes_written
                 report.notes["files"] = vars(put)
@@ -87,6 +88,14 @@ def export_vectors(source: Path | str, output: Path | str, *, format: Format, di
         seam.close()
     report.done = len(rows)
     return report
+
+
+def holds_vectors(path: Path | str) -> bool:
+    """Whether `export_vectors` is for this folder: files or a table of vectors, or a store with the field `embedding`."""
+    folder = Path(path)
+    if any((folder / name).exists() for name in (*INDEXES.values(), TABLE)):
+        return True
+    return (folder / NAME).exists() and VECTOR in Manifest.load(folder).schema
 
 
 def require_free(folder: Path, layout: str) -> None:
