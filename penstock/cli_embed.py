@@ -29,6 +29,7 @@ def embed(
     pad_ratio: float = 0.1,
     recipe: Literal["native", "legacy-640"] = "native",
     path: Literal["fast", "reference"] = "fast",
+    format: Literal["store", "npy", "npz"] = "store",  # noqa: A002  # the seed's word
     amp: bool | None = None,
     amp_bf16: Flag = False,
     compile: Flag = False,  # noqa: A002  # the seed's word
@@ -75,6 +76,9 @@ def embed(
         `native` cuts from the picture at its own size, `legacy-640` stretches it to 640 x 640 before.
     path
         `fast` crops with tensors on the device, `reference` with Pillow and the model's own transform.
+    format
+        `store`: one packed matrix. `npy`: a file per segment and inst2feat.tsv. `npz`: a file per picture and
+        image_index.tsv. The store that npy and npz are made from lies in CACHE_DIR/.penstock/store.
     amp
         Mixed precision; by default on a GPU only.
     amp_bf16
@@ -100,8 +104,8 @@ def embed(
     quiet
         No progress on stderr.
     """
-    from penstock.embed import EmbedConfig, plan_embed
-    from penstock.embed import embed as run
+    from penstock.embed import EmbedConfig
+    from penstock.embed_as import embed_as, plan_embed_as
 
     config = EmbedConfig(
         cache_dir=cache_dir, data_path=data_path, source=source, split=split, embedder_spec=embedder_spec,
@@ -110,13 +114,13 @@ def embed(
         max_segments=max_segments, max_failures=max_failures, retry_failed=retry_failed, on_change=on_change,
     )  # fmt: skip
     if dry_run:
-        plan = plan_embed(config)
+        plan = plan_embed_as(config, format)
         print(dump_json(plan) if json else f"{cache_dir}: {plan['rows']}, {plan['reasons']}, {plan['bytes_to_write']} bytes, "
               f"about {plan['seconds_estimate']} s on {plan['workers']} workers")  # fmt: skip
         return OK
     workers = _ray(config, ray_address) if launcher == "ray" else None
     code = run_job(
-        lambda progress, stop: run(config, on_progress=progress, stop=stop, launcher=workers),
+        lambda progress, stop: embed_as(config, format, on_progress=progress, stop=stop, launcher=workers),
         cache_dir, quiet=quiet, json=json,
     )  # fmt: skip
     return code or (_verify(config, verify_sample) if verify_sample else OK)
@@ -297,9 +301,12 @@ def _ray(config: "EmbedConfig", address: str | None) -> "Launcher":
 def _verify(config: "EmbedConfig", count: int) -> int:
     from penstock.embed import open_input
     from penstock.embed_verify import verify_sample
+    from penstock.exporters.embedding_rows import store_of
     from penstock.store import open_store
 
-    verified = verify_sample(open_store(config.cache_dir), open_input(config)[0].source, count)
+    beside = store_of(config.cache_dir)
+    store = open_store(beside if beside.exists() else config.cache_dir)
+    verified = verify_sample(store, open_input(config)[0].source, count)
     print(f"{count} rows computed again: cosine {verified.least:.6f} at least, {verified.median:.6f} in the median",
           file=sys.stderr)  # fmt: skip
     return OK if verified.is_good else FAULT

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
@@ -173,14 +173,16 @@ def export(
     quiet: Flag = False,
     json: Json = False,
 ) -> int:
-    """Write saved sequences in another layout: COCO video, MOT, GOT-10k, LaSOT, Parquet, WebDataset, ...
+    """Write saved sequences in another layout (COCO video, MOT, GOT-10k, LaSOT, Parquet, WebDataset, ...), or vectors.
+
+    A store of vectors, or a cache of npy or npz files, becomes one of store, npy, npz, parquet.
 
     Parameters
     ----------
     path
-        A folder of saved sequences.
+        A folder of saved sequences, or of vectors.
     format
-        A name of `penstock list exporters`.
+        A name of `penstock list exporters`; of vectors: store, npy, npz, parquet.
     output
         New or empty folder.
     pictures
@@ -196,9 +198,13 @@ def export(
     """
     from penstock.errors import UsageError
     from penstock.exporters import export as run
+    from penstock.exporters.embeddings import export_vectors, holds_vectors
     from penstock.exporters.run import make_exporter
     from penstock.registry import arguments_of, find
 
+    if holds_vectors(path):
+        kind: Any = format  # checked there
+        return run_job(lambda progress, stop: export_vectors(path, output, format=kind), output, quiet=quiet, json=json)
     pairs = [text.partition("=") for text in option or ()]
     if any(not mark for _, mark, _ in pairs):
         raise UsageError(f"--option: expected name=value, got {option}")

@@ -102,3 +102,18 @@ def test_search_dedup_zero_shot_and_map(vectors: Path, capsys: pytest.CaptureFix
     assert "top-1" in capsys.readouterr().out
     assert main(["map", str(vectors), "--output", str(vectors.parent / "map.png")]) == 0
     assert (vectors.parent / "map.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(("layout", "index", "files"), [("npy", "inst2feat.tsv", 6), ("npz", "image_index.tsv", 3)])
+def test_the_formats_of_the_seed_and_back(tmp_path: Path, layout: str, index: str, files: int) -> None:
+    write_coco_panoptic(tmp_path / "coco")
+    assert main(arguments(tmp_path, "--format", layout)) == 0
+    assert (tmp_path / "vectors" / index).is_file()
+    assert len(list((tmp_path / "vectors").glob(f"*.{layout}"))) == files
+    assert main(arguments(tmp_path, "--format", layout, "--verify-sample", "2")) == 0
+    assert (
+        main(["export", str(tmp_path / "vectors"), "--format", "store", "--output", str(tmp_path / "back"), "--quiet"])
+        == 0
+    )
+    assert len(open_store(tmp_path / "back")) == 6
+    assert main(["export", str(tmp_path / "back"), "--format", "mot", "--output", str(tmp_path / "no")]) == 2
