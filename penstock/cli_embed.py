@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from penstock.embed import EmbedConfig
     from penstock.jobs import Launcher
     from penstock.source import Source
+    from penstock.store import Store
 
 
 def embed(
@@ -160,9 +161,8 @@ def search(
     from penstock.search_page import Page, Section, write_search_page
     from penstock.search_query import hits, query_vector, read_query
     from penstock.search_vectors import Vectors
-    from penstock.store import open_store
 
-    store = open_store(path)
+    store = _store(path)
     vectors, query = Vectors(store), read_query(store, like)
     embedder = None
     if query.kind != "key":
@@ -210,9 +210,8 @@ def dedup(
     from penstock.search_duplicates import duplicates
     from penstock.search_page import Page, Section, write_search_page
     from penstock.search_query import hits
-    from penstock.store import open_store
 
-    store = open_store(path)
+    store = _store(path)
     found = duplicates(store, threshold, max_rows=max_rows)
     content = found.to_json(store)
     if output is not None:
@@ -242,9 +241,8 @@ def zero_shot(path: Path, *, json: Json = False) -> int:
         A store of vectors with categories.
     """
     from penstock.search_zero_shot import zero_shot as run
-    from penstock.store import open_store
 
-    found = run(open_store(path))
+    found = run(_store(path))
     if json:
         print(dump_json({"command": "zero-shot", "status": "ok", **found.to_json()}))
         return OK
@@ -275,9 +273,8 @@ def embedding_map(
     """
     from penstock.search_map import map_picture, projection
     from penstock.search_zero_shot import categories_of
-    from penstock.store import open_store
 
-    store = open_store(path)
+    store = _store(path)
     shown = projection(store, method, max_rows=max_rows, seed=seed)
     labels = None
     if "category" in store.schema:
@@ -301,15 +298,20 @@ def _ray(config: "EmbedConfig", address: str | None) -> "Launcher":
 def _verify(config: "EmbedConfig", count: int) -> int:
     from penstock.embed import open_input
     from penstock.embed_verify import verify_sample
-    from penstock.exporters.embedding_rows import store_of
-    from penstock.store import open_store
 
-    beside = store_of(config.cache_dir)
-    store = open_store(beside if beside.exists() else config.cache_dir)
-    verified = verify_sample(store, open_input(config)[0].source, count)
+    verified = verify_sample(_store(config.cache_dir), open_input(config)[0].source, count)
     print(f"{count} rows computed again: cosine {verified.least:.6f} at least, {verified.median:.6f} in the median",
           file=sys.stderr)  # fmt: skip
     return OK if verified.is_good else FAULT
+
+
+def _store(path: Path) -> "Store":
+    """The store of vectors: the folder itself, or the one that its npy or npz files are made from."""
+    from penstock.exporters.embedding_rows import store_of
+    from penstock.store import open_store
+
+    beside = store_of(path)
+    return open_store(beside if beside.exists() else path)
 
 
 def _opened(source: str | None) -> "Source | None":

@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -82,7 +82,8 @@ def npz_bytes(segment_ids: np.ndarray, embeddings: np.ndarray, labels: np.ndarra
     """The vectors of one picture as its file: segment_ids (n,) int32, embeddings (n, D) float16, labels (n,) int32."""
     arrays = (segment_ids.astype(np.int32), embeddings.astype(np.float16), labels.astype(np.int32))
     stream = io.BytesIO()
-    np.savez_compressed(stream, **dict(zip(ARRAYS, arrays, strict=True)))
+    fields: dict[str, Any] = dict(zip(ARRAYS, arrays, strict=True))
+    np.savez_compressed(stream, **fields)
     return stream.getvalue()
 
 

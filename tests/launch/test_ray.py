@@ -20,6 +20,7 @@ import pytest
 
 from penstock.cli_job import run_job
 from penstock.convert import ConvertConfig, convert_sa1b_tar
+from penstock.embed import EmbedConfig, embed
 from penstock.errors import MissingExtra, PartClaimed, SourceNotFound, UsageError
 from penstock.launch.ray import Ray, _FencedWriter, _read_claim
 from penstock.report import Report
@@ -28,6 +29,7 @@ from penstock.store import StoreSink, sink
 from penstock.store.claims import Claim
 from penstock.testing import make_sa1b_tar
 from tests.test_bad_input import data_files
+from tests.test_embed import write_coco
 from tests.test_jobs import Numbers, Square, check_rows, counts, job
 
 ROOT = Path(__file__).parents[2]
@@ -136,6 +138,29 @@ def test_converts_to_the_same_bytes_also_when_a_node_is_killed_in_mid_run(
 
     on_ray("killed", kill)
     assert killed_at[0] < 20
+
+
+def test_embeds_to_the_same_bytes_also_when_a_node_is_killed_in_mid_run(
+    cluster: Any, ray_: Callable[..., Ray], tmp_path: Path
+) -> None:
+    write_coco(tmp_path / "coco", 40)
+    config = EmbedConfig(
+        data_path=tmp_path / "coco", cache_dir=tmp_path / "inline", embedder_spec="tiny:dim=16", batch_size=1,
+        num_workers=0, part_rows=64,
+    )  # fmt: skip
+    assert embed(config).done == 200
+    killed_at: list[int] = []
+
+    def kill(report: Report) -> None:
+        if not killed_at:
+            killed_at.append(report.done)
+            cluster.remove_node(cluster.worker_nodes.copy().pop(), allow_graceful=False)
+
+    other = dataclasses.replace(config, cache_dir=tmp_path / "ray")
+    report = embed(other, launcher=ray_(), on_progress=kill)
+    assert (counts(report), report.exit_code) == ((200, 200, 0, 0), 0)
+    assert killed_at[0] < 150
+    assert data_files(tmp_path / "ray") == data_files(tmp_path / "inline")
 
 
 def test_a_killed_node_loses_nothing(cluster: Any, ray_: Callable[..., Ray], tmp_path: Path) -> None:
