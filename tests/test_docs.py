@@ -286,3 +286,9 @@ def test_commands_of_the_readme_are_make_targets(page: Path) -> None:
 def test_page_is_ascii(page: Path) -> None:
     strange = [number for number, line in enumerate(page.read_text("utf-8").splitlines(), 1) if not line.isascii()]
     assert not strange
+
+
+def test_a_reader_of_an_invented_layout_is_under_60_lines() -> None:
+    (block,) = (one for one in blocks_of(ROOT / "docs" / "extending.md") if "(Reader):" in one.code)
+    assert block.runs
+    assert len(block.code.splitlines()) < 60
