@@ -119,7 +119,7 @@ def embed(
         print(dump_json(plan) if json else f"{cache_dir}: {plan['rows']}, {plan['reasons']}, {plan['bytes_to_write']} bytes, "
               f"about {plan['seconds_estimate']} s on {plan['workers']} workers")  # fmt: skip
         return OK
-    workers = _ray(config, ray_address) if launcher == "ray" else None
+    workers = _launcher(config, launcher, ray_address)
     code = run_job(
         lambda progress, stop: embed_as(config, format, on_progress=progress, stop=stop, launcher=workers),
         cache_dir, quiet=quiet, json=json,
@@ -289,7 +289,16 @@ def embedding_map(
     return OK
 
 
-def _ray(config: "EmbedConfig", address: str | None) -> "Launcher":
+def _launcher(config: "EmbedConfig", launcher: str, address: str | None) -> "Launcher | None":
+    """None: what the configuration takes on this machine."""
+    from penstock.errors import UsageError
+
+    if launcher == "local":
+        if address is not None:
+            raise UsageError(f"--ray-address {address}: expected none with the local launcher; say --launcher ray")
+        return None
+    if config.num_workers == 0:
+        raise UsageError("--launcher ray: expected workers, got --num-workers 0, which works in this process")
     from penstock.launch.ray import Ray
 
     return Ray(config.num_workers if config.num_workers > 0 else None, address=address, timeout_s=config.timeout_s)

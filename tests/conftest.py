@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before NumPy, OpenCV or torch is imported anywhere
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -9,6 +10,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import numpy as np
 import pytest
 from hypothesis import settings
+
+from penstock.settings import KEYS
 
 _CACHE = tempfile.TemporaryDirectory(prefix="penstock-test-cache-", ignore_cleanup_errors=True)
 os.environ["PENSTOCK_CACHE_DIR"] = _CACHE.name  # the user's own indexes are never touched
@@ -35,3 +38,14 @@ def seed(request: pytest.FixtureRequest) -> int:
 def rng(seed: int) -> np.random.Generator:
     """A generator that starts anew in every test."""
     return np.random.default_rng(seed)
+
+
+@pytest.fixture
+def no_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A working folder without settings, and none of the user's."""
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    for key in KEYS.values():
+        if key.name != "cache_dir":
+            monkeypatch.delenv(key.variable, raising=False)

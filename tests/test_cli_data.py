@@ -8,19 +8,9 @@ import pytest
 
 from penstock import registry
 from penstock.cli import main
-from penstock.settings import KEYS
 from penstock.testing import encode_picture
 
-
-@pytest.fixture(autouse=True)
-def _no_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A working folder without settings, and none of the user's."""
-    (tmp_path / "work").mkdir()
-    monkeypatch.chdir(tmp_path / "work")
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-    for key in KEYS.values():
-        if key.name != "cache_dir":
-            monkeypatch.delenv(key.variable, raising=False)
+pytestmark = pytest.mark.usefixtures("no_settings")
 
 
 @pytest.fixture

@@ -57,6 +57,8 @@ def test_a_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[
         (["--data-path", "/nowhere"], "nowhere"),
         (["--source", "sa1b:/nowhere"], "data"),
         (["--bg-alpha", "2"], "bg-alpha"),
+        (["--ray-address", "auto"], "--launcher ray"),
+        (["--launcher", "ray"], "--num-workers 0"),
         (["--device", "cuda:7"], "cuda"),
     ],
 )

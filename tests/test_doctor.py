@@ -14,17 +14,8 @@ from penstock.testing import encode_picture, make_sa1b_tar
 from tests.readers.test_coco_instances import write_coco_instances
 from tests.readers.test_openimages import write_openimages
 
+pytestmark = pytest.mark.usefixtures("no_settings")
 SHARED = Path(__file__).parents[2] / "shared" / "data"
-
-
-@pytest.fixture(autouse=True)
-def _no_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "work").mkdir()
-    monkeypatch.chdir(tmp_path / "work")
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-    for key in KEYS.values():
-        if key.name != "cache_dir":
-            monkeypatch.delenv(key.variable, raising=False)
 
 
 def named(diagnosis: Diagnosis, name: str) -> list[tuple[str, str]]:

@@ -3,7 +3,7 @@
 import os
 import stat
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol, cast
 
@@ -270,8 +270,3 @@ def _folders(folder: Path) -> list[os.DirEntry[str]]:
             return sorted((entry for entry in entries if entry.is_dir()), key=lambda entry: entry.name)
     except OSError:
         return []
-
-
-def _inside(paths: Iterable[str], folder: str) -> list[str]:
-    start = folder.rstrip("/") + "/" if folder else ""
-    return sorted({path[len(start) :].partition("/")[0] for path in paths if path.startswith(start)} - {""})
