@@ -32,11 +32,12 @@ LAYERS = [
         "sequence_folder",
         "sequence_check",
         "segments",
+        "refining",
         "exporters",
     ],
     ["stages", "check", "repair", "search", "describe", "doctor", "track"],
-    ["jobs", "work", "launch", "train", "convert", "sequence", "embed"],
-    ["viewer", "cli", "compat", "testing", "recipes", "progress", "report_page", "sequence_report", "__main__"],
+    ["jobs", "work", "launch", "train", "convert", "sequence", "embed", "refine"],
+    ["viewer", "cli", "compat", "testing", "recipes", "progress", "report_page", "sequence_report", "refine_report", "__main__"],
 ]
 """DESIGN.md section 5: a module imports from its own layer and from those before it. `check_boxes` lies with `check`."""
 LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}

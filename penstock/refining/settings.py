@@ -1,0 +1,48 @@
+"""The knobs of refinement, and their named profiles."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Matcher = Literal["prompt", "overlap"]
+Profile = Literal["penstock", "seed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefineSettings:
+    """How proposals become a new id map. Lengths in pixels of the frame unless they say otherwise."""
+
+    matcher: Matcher = "prompt"
+    """"prompt": each object is prompted for; "overlap": automatic masks find their object."""
+    profile: Profile = "penstock"
+    """"seed" with "overlap": the original's five passes (reference 2.3), without the gate."""
+    points_per_side: int = 32
+    """Of the grid of automatic points."""
+    iou_threshold: float = 0.3
+    """Of the seed's passes."""
+    min_pixels: int = 16
+    """An object of at least so many pixels always survives."""
+    invalid: tuple[int, ...] = ()
+    """Ids that are no object, besides 0 and below."""
+    inside_share: float = 0.5
+    """A proposal belongs to an object if more than this share of it lies inside,"""
+    covers_share: float = 0.85
+    """or if it covers this share of the object."""
+    cut_share: float = 0.2
+    """A proposal of which the second object has more than this share is cut along the coarse map."""
+    band_share: float = 0.0075
+    """Width of the uncertain band along a boundary, of the diagonal."""
+    poles: int = 3
+    """Points inside, per object."""
+    negatives: int = 3
+    """Points in the cores of neighbours, per object."""
+    gate: bool = True
+    min_core_recall: float = 0.97
+    area_change: float = 0.35
+    """An object may grow or shrink by this share, plus its band."""
+    residual_limit_share: float = 0.02
+    """How far the nearest id may be from a pixel that has none, of the diagonal."""
+
+    @property
+    def uses_gate(self) -> bool:
+        """Whether objects pass the gate."""
+        return self.gate and self.profile != "seed"
