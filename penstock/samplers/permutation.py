@@ -79,3 +79,14 @@ def _shift(values: np.ndarray, by: np.ndarray, size: int, scratch: np.ndarray) -
     values += by
     np.subtract(values, word(size), out=scratch)  # wraps to a huge number where values < size
     np.minimum(values, scratch, out=values)
+
+
+def hashes(values: np.ndarray, key: int | np.ndarray) -> np.ndarray:
+    """Hashes of (...) uint64 values under one key, or under keys that broadcast against them: (...) uint64."""
+    with np.errstate(over="ignore"):
+        state = values * np.uint64(0x9E3779B97F4A7C15) + (np.uint64(key) if isinstance(key, int) else key)
+        for _ in range(2):
+            state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+            state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+            state ^= state >> np.uint64(31)
+    return state
