@@ -36,19 +36,32 @@ class Plan:
     drop_last: bool
     rank: int
     world_size: int
+    continuous: bool = False
+    """Whether batches go on over the end of an epoch: step t takes the positions from t * batch_size on, for ever."""
 
     def __len__(self) -> int:
-        """Batches per epoch."""
+        """Batches per epoch; of a continuous plan, in the first."""
         num_rows = self.sampler.num_rows
-        return num_rows // self.batch_size if self.drop_last else -(-num_rows // self.batch_size)
+        whole = self.drop_last and not self.continuous
+        return num_rows // self.batch_size if whole else -(-num_rows // self.batch_size)
 
     @property
     def local_rows(self) -> int:
         """Rows of this process in a whole batch."""
         return self.batch_size // self.world_size
 
+    def end_of_epoch(self, step: int, epochs: int) -> int:
+        """The step after the last one of the epoch that a step begins in, and of `epochs - 1` further ones."""
+        if not self.continuous:
+            return (step // len(self) + epochs) * len(self)
+        position = (step * self.batch_size // self.sampler.num_rows + epochs) * self.sampler.num_rows
+        return -(-position // self.batch_size)
+
     def positions(self, step: int) -> range:
         """Global positions of this rank's rows of a batch, batches being counted from the first epoch's start."""
+        if self.continuous:
+            start = step * self.batch_size + self.local_rows * self.rank
+            return range(start, start + self.local_rows)
         epoch, number = divmod(step, len(self))
         start = number * self.batch_size
         rows = min(self.batch_size, self.sampler.num_rows - start)

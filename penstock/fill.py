@@ -225,7 +225,7 @@ class Filler:
     def _put(self, part: Part, i: int, gathered: bool) -> None:
         job = part.job
         if self.gathered and not gathered:
-            _with_retries(lambda: self._gather(job, i, i + 1), part.tally)
+            read_with_retries(lambda: self._gather(job, i, i + 1), part.tally)
         if not self.single:
             return
         record = self._record(int(job.rows[i]), part.tally)
@@ -241,7 +241,7 @@ class Filler:
     def _record(self, row: int, tally: Tally) -> Record:
         names = list(self.read_schema) if self.transform else [field.name for field in self.single]
         read = self._read
-        whole = _with_retries(lambda: read(row, names) if read else self.source[row], tally)
+        whole = read_with_retries(lambda: read(row, names) if read else self.source[row], tally)
         record = {name: whole[name] for name in names}
         if self.transform is None:
             return record
@@ -271,7 +271,12 @@ class Filler:
         return self.row(mix(self.seed, position, attempt) % self.num_rows)
 
 
-def _with_retries(read: Callable[[], T], tally: Tally) -> T:
+def read_with_retries(read: Callable[[], T], tally: Tally) -> T:
+    """What `read` gives; a failure that a later attempt may not meet is tried again a few times, and counted.
+
+    Raises:
+        OSError: the last attempt failed too.
+    """
     for wait_s in RETRY_WAITS_S:
         try:
             return read()

@@ -5,15 +5,12 @@ import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
-import xxhash
-
 from penstock.buffers import Batch, BufferPool, Copier, CudaCopier, Transfers
 from penstock.errors import StateMismatch, UsageError
 from penstock.feed import Feed, Plan, Progress, Work
 from penstock.fill import Filler, Transform
 from penstock.samplers import Epochs, Sampler
-from penstock.source import Source
+from penstock.source import Source, snapshot
 
 if TYPE_CHECKING:
     import torch
@@ -94,14 +91,18 @@ class Loader:
         _require(errors in ("raise", "substitute"), "errors", "raise or substitute", errors)
         _require(io in ("auto", "mmap", "pread", "direct"), "io", "auto, mmap, pread or direct", io)
         _require(pin in (True, False, "auto"), "pin", "True, False or auto", pin)
-        self.digest, rows = _snapshot(source)
+        self.digest, rows = snapshot(source)
         num_rows = len(source) if rows is None else len(rows)
         _require(num_rows > 0, "source", "at least one row that is done", f"{num_rows} of {len(source)} rows")
         order: Sampler = Epochs(num_rows) if sampler is None else sampler
         _require(order.num_rows == num_rows, "sampler", f"{num_rows} rows, all that can be drawn", order.num_rows)
-        fits = not drop_last or num_rows >= batch_size
+        continuous = getattr(order, "continuous", False)
+        fits = not drop_last or continuous or num_rows >= batch_size
         _require(fits, "batch_size", f"at most {num_rows} rows (or drop_last=False)", batch_size)
-        self.plan = Plan(sampler=order, batch_size=batch_size, drop_last=drop_last, rank=rank, world_size=world_size)
+        self.plan = Plan(
+            sampler=order, batch_size=batch_size, drop_last=drop_last, rank=rank, world_size=world_size,
+            continuous=continuous,
+        )  # fmt: skip
         self.epochs, self.max_leased, self.pin = epochs, max_leased, pin
         self._work = Work(threads=threads, prefetch=prefetch, io=io, output=output, keys=keys)
         self._progress = Progress(max_failures=max_failures)
@@ -126,7 +127,7 @@ class Loader:
         self._end()
         if self._pid != os.getpid():
             self._pool, self._pid = None, os.getpid()
-        stop = None if self.epochs is None else (self._progress.consumed // len(self) + self.epochs) * len(self)
+        stop = None if self.epochs is None else self.plan.end_of_epoch(self._progress.consumed, self.epochs)
         pool = self._pool = self._pool or self._make_pool()
         transfers = Transfers(_copier(self._copier)) if self._copier else None
         feed = Feed(self.plan, self._filler, pool, self._progress, self._work, stop=stop, transfers=transfers)
@@ -232,20 +233,6 @@ class Loader:
         pool = BufferPool(fixed, plan.local_rows, usual=usual, most=self.max_leased, pinned=pinned)
         pool.reserve(min(usual - 1, len(plan) * (self.epochs or usual)))
         return pool
-
-
-def _snapshot(source: Source) -> tuple[str, np.ndarray | None]:
-    """Identity of what can be drawn, and the rows that are done, or None for all."""
-    done = getattr(source, "done_rows", None)
-    rows = None if done is None else done()
-    if hasattr(source, "digest"):
-        digest = str(source.digest())
-    else:  # all that a plain source offers without reading it: its fields, its length and some keys
-        spread = np.linspace(0, len(source) - 1, min(64, len(source)), dtype=np.int64).tolist()
-        sample = [source.keys[i] for i in spread]
-        digest = xxhash.xxh3_128_hexdigest(repr((source.schema.to_json(), len(source), sample)).encode())
-    chosen = [values for values in (rows, getattr(source, "rows", None)) if isinstance(values, np.ndarray)]
-    return "-".join([digest, *(xxhash.xxh3_64_hexdigest(values.tobytes()) for values in chosen)]), rows
 
 
 def _has_cuda() -> bool:

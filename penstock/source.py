@@ -236,6 +236,20 @@ class Map:
         return self.function(self.source[index])
 
 
+def snapshot(source: Source) -> tuple[str, np.ndarray | None]:
+    """Identity of what can be drawn now, and the (R,) int64 rows that are done, or None for all."""
+    done = getattr(source, "done_rows", None)
+    rows = None if done is None else done()
+    if hasattr(source, "digest"):
+        digest = str(source.digest())
+    else:  # all that a plain source offers without reading it: its fields, its length and some keys
+        spread = np.linspace(0, len(source) - 1, min(64, len(source)), dtype=np.int64).tolist()
+        sample = [source.keys[i] for i in spread]
+        digest = xxhash.xxh3_128_hexdigest(repr((source.schema.to_json(), len(source), sample)).encode())
+    chosen = [values for values in (rows, getattr(source, "rows", None)) if isinstance(values, np.ndarray)]
+    return "-".join([digest, *(xxhash.xxh3_64_hexdigest(values.tobytes()) for values in chosen)]), rows
+
+
 def check_index(index: int, length: int) -> int:
     """The index counted from the front.
 

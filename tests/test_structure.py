@@ -35,7 +35,7 @@ LAYERS = [
         "refining",
         "exporters",
     ],
-    ["stages", "check", "repair", "search", "describe", "doctor", "track"],
+    ["stages", "check", "repair", "search", "describe", "doctor", "track", "mix"],
     ["jobs", "work", "launch", "train", "convert", "sequence", "embed", "refine"],
     ["viewer", "cli", "compat", "testing", "recipes", "progress", "report_page", "sequence_report", "refine_report", "__main__"],
 ]

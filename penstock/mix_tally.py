@@ -1,0 +1,166 @@
+"""What a mixture has given: counts per part, taken from the samples themselves, and the budgets they are held against."""
+
+import json
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from penstock.errors import BudgetExceeded, UsageError
+from penstock.mix_source import Mixed
+
+MOST_COUNTED = 1 << 28
+"""Rows of a part up to which it is known which of them were drawn."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """How many bad rows are borne, per part and over all parts. A bad row is one that another stood in for.
+
+    Raises:
+        UsageError: a number is out of range.
+    """
+
+    max_consecutive: int = 100
+    """Samples in a row, each after a bad one: more, and something is wrong with all of them."""
+    max_fraction: float = 0.05
+    """Of the last `window` samples; measured once there are so many."""
+    window: int = 1000
+    max_total: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_consecutive < 1 or not 0 <= self.max_fraction <= 1 or self.window < 1 or (self.max_total or 0) < 0:
+            raise UsageError(f"Budget: expected counts of 1 or more and a fraction of 0..1, got {self}")
+
+
+@dataclass(kw_only=True)
+class PartTally:
+    """Counts of one part, of what this process has consumed."""
+
+    drawn: int = 0
+    """Samples."""
+    pairs: int = 0
+    """Samples whose views are two pictures."""
+    substituted: int = 0
+    """Samples that another row stood in for."""
+    retried: int = 0
+    """Reads repeated."""
+    failed: Counter[str] = field(default_factory=Counter)
+    """Class of the error -> rows that failed; "known bad" for those in quarantine, which were not read."""
+    seen: np.ndarray | None = None
+    """(num_rows,) bool: rows drawn."""
+    consecutive: int = 0
+    recent: deque[int] = field(default_factory=deque)
+    first_bad: list[str] = field(default_factory=list)
+    """Keys of the first bad rows."""
+
+
+class MixTally:
+    """Takes batches as they are consumed, in order; counts; raises when a budget is spent.
+
+    Args:
+        mixed: where the samples come from.
+        budget: for every part and for all together; None: nothing is counted against anything.
+    """
+
+    def __init__(self, mixed: Mixed, budget: Budget | None) -> None:
+        self.mixed, self.budget = mixed, budget
+        sizes = [part.num_rows for part in mixed.plan.parts]
+        self.parts = {
+            part.name: PartTally(seen=np.zeros(size, bool) if size <= MOST_COUNTED else None)
+            for part, size in zip(mixed.plan.parts, sizes, strict=True)
+        }
+        self.all = PartTally()
+        self.bad: dict[str, dict[str, str]] = {}
+        """Part -> key of a row that failed -> class of the error: what was not in quarantine yet."""
+
+    def take(self, batch: Mapping[str, Any]) -> None:
+        """Counts a batch; then checks the budgets.
+
+        Args:
+            batch: with the fields of `PROVENANCE` and `is_pair`, in order of positions.
+
+        Raises:
+            BudgetExceeded: too many bad rows; the message has the reasons and the first keys.
+        """
+        rows, pairs = np.asarray(batch["row"]).tolist(), np.asarray(batch["is_pair"]).tolist()
+        attempts, retries = np.asarray(batch["attempt"]).tolist(), np.asarray(batch["retries"]).tolist()
+        for number, name in enumerate(batch["source"]):
+            tally = self.parts[name]
+            if tally.seen is not None:
+                tally.seen[rows[number]] = True
+            failures = json.loads(batch["failures"][number] or "[]")
+            for one in (tally, self.all):
+                one.drawn += 1
+                one.pairs += bool(pairs[number])
+                one.retried += retries[number]
+                one.substituted += attempts[number] > 0
+                self._note(one, failures)
+            for failure in failures:
+                if not failure.get("known"):
+                    self.bad.setdefault(name, {})[failure["key"]] = failure["error"]
+        if self.budget is not None:
+            for name, tally in (*self.parts.items(), ("all parts", self.all)):
+                self._check(name, tally, self.budget)
+
+    def _note(self, tally: PartTally, failures: Sequence[Mapping[str, Any]]) -> None:
+        for failure in failures:
+            tally.failed["known bad" if failure.get("known") else failure["error"]] += 1
+            if len(tally.first_bad) < 5:
+                tally.first_bad.append(failure["key"])
+        tally.consecutive = tally.consecutive + 1 if failures else 0
+        tally.recent.append(bool(failures))
+        if self.budget is not None and len(tally.recent) > self.budget.window:
+            tally.recent.popleft()
+
+    def _check(self, name: str, tally: PartTally, budget: Budget) -> None:
+        share = sum(tally.recent) / budget.window if len(tally.recent) == budget.window else 0.0
+        reasons = [
+            (tally.consecutive > budget.max_consecutive, f"{tally.consecutive} samples in a row needed a substitute"),
+            (share > budget.max_fraction, f"{share:.1%} of the last {budget.window} samples needed a substitute"),
+            (budget.max_total is not None and tally.substituted > (budget.max_total or 0),
+             f"{tally.substituted} samples needed a substitute"),
+        ]  # fmt: skip
+        for exceeded, words in reasons:
+            if exceeded:
+                counts = ", ".join(f"{reason}: {count}" for reason, count in tally.failed.most_common(5))
+                raise BudgetExceeded(
+                    f"mix: {name}: {words}; the budget is {budget}. Reasons: {counts}; "
+                    f"the first: {', '.join(tally.first_bad)}. Look at the data, or raise the budget"
+                )
+
+    def report(self) -> dict[str, dict[str, object]]:
+        """Counts per part of what this process consumed: plain values, for JSON.
+
+        `unique` are rows that came at least once, None for a part too large to know; `repeated` the rest of `drawn`.
+        """
+        found: dict[str, dict[str, object]] = {}
+        for name, tally in self.parts.items():
+            unique = None if tally.seen is None else int(np.count_nonzero(tally.seen))
+            found[name] = {
+                "drawn": tally.drawn,
+                "unique": unique,
+                "repeated": None if unique is None else tally.drawn - unique,
+                "pairs": tally.pairs,
+                "substituted": tally.substituted,
+                "retried": tally.retried,
+                "failed": dict(tally.failed.most_common()),
+            }
+        return found
+
+
+def added(reports: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """The reports of several ranks as one. `unique` is summed: ranks share no position, so rows that came to two ranks, by
+    substitution or in another epoch, count twice; `repeated` is left out for that reason."""
+    total: dict[str, dict[str, Any]] = {}
+    for report in reports:
+        for name, counts in report.items():
+            into = total.setdefault(name, {"failed": Counter()})
+            for key, value in counts.items():
+                if key == "failed":
+                    into["failed"].update(value)
+                elif key != "repeated":
+                    into[key] = None if value is None or into.get(key, 0) is None else into.get(key, 0) + value
+    return {name: {**counts, "failed": dict(counts["failed"])} for name, counts in total.items()}
