@@ -17,6 +17,7 @@
     |   +-- RowMissing                          the row was never computed
     |   +-- RowFailed                           the row was tried and failed; the message carries the recorded reason
     +-- BadData (ValueError)                    bytes were read, and what they say is wrong: the row fails, the rest goes on
+    +-- NotFinite (ArithmeticError)             a loss or a gradient is NaN or infinite; the message names the samples
     +-- BudgetExceeded (RuntimeError)           more rows failed than the budget allows
 
 Each class also inherits the built-in one that a caller would catch. A message says what, where, what was expected, what
@@ -102,3 +103,7 @@ class BadData(PenstockError, ValueError):
 
 class BudgetExceeded(PenstockError, RuntimeError):
     """More rows failed than the budget allows."""
+
+
+class NotFinite(PenstockError, ArithmeticError):
+    """A loss or a gradient is NaN or infinite. The weights are those before the step; the message names the samples."""

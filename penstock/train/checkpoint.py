@@ -1,0 +1,146 @@
+"""Checkpoints: whole or not there, read without running code, refused where they belong to another run."""
+
+import hashlib
+import os
+import pickle
+import random
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import torch
+
+from penstock.errors import OutputFull, RecipeMismatch, SourceNotFound, StoreCorrupt
+from penstock.store.output import full_said
+
+VERSION = 1
+BEST = "best.pt"
+_NAME = re.compile(r"step_(\d{9})\.pt")
+
+
+def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes a checkpoint: aside, flushed, then renamed, so that a kill at any moment leaves the old one or the new one.
+
+    Raises:
+        OutputFull: no room; nothing is left of it.
+    """
+    aside = path.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        with full_said(path, "the checkpoints before this one are whole"), aside.open("wb") as file:
+            torch.save({"version": VERSION, **content}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except OutputFull:
+        aside.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def load_checkpoint(path: Path, *, identity: Mapping[str, object] | None = None) -> dict[str, Any]:
+    """Reads a checkpoint; tensors come to the CPU. No code in the file is run.
+
+    Args:
+        path: the file.
+        identity: what the checkpoint's own identity must equal; None: anything.
+
+    Raises:
+        SourceNotFound: no such file.
+        StoreCorrupt: it is no checkpoint, or is damaged.
+        RecipeMismatch: it is of another configuration; the differing values are named.
+    """
+    if not path.is_file():
+        raise SourceNotFound(f"{path}: no such checkpoint")
+    try:
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        known = content["version"] == VERSION
+    except (RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError, OSError, ValueError) as error:
+        raise StoreCorrupt(f"{path}: expected a checkpoint of penstock: {str(error)[:200]}") from error
+    if not known:
+        raise RecipeMismatch(f"{path}: expected a checkpoint of version {VERSION}, got {content['version']!r}")
+    if identity is not None:
+        ours, theirs = flat(identity), flat(orjson.loads(content["identity"]))
+        names = sorted(ours.keys() | theirs.keys())
+        differing = [
+            f"{name}: expected {ours.get(name, 'nothing')!r}, got {theirs.get(name, 'nothing')!r}"
+            for name in names
+            if ours.get(name, names) != theirs.get(name, names)
+        ]
+        if differing:
+            raise RecipeMismatch(
+                f"{path}: the checkpoint is of another configuration: {'; '.join(differing)}. "
+                "Train into another folder, or take the settings of the checkpoint"
+            )
+    return content
+
+
+def flat(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    """Nested plain values under names with dots, as JSON has them."""
+    found: dict[str, object] = {}
+    for name, value in orjson.loads(orjson.dumps(dict(values))).items():
+        inner = flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+        found.update(inner)
+    return found
+
+
+def step_path(folder: Path, step: int) -> Path:
+    """Name of the checkpoint after so many steps."""
+    return folder / f"step_{step:09d}.pt"
+
+
+def latest(folder: Path) -> Path | None:
+    """The checkpoint of the most steps; None where there is none. What a kill left aside has another name."""
+    found = [path for path in folder.glob("step_*.pt") if _NAME.fullmatch(path.name)]
+    return max(found, key=lambda path: path.name, default=None)
+
+
+def remove_old(folder: Path, keep: int) -> None:
+    """Keeps the `keep` checkpoints of the most steps, and the best."""
+    found = sorted(path for path in folder.glob("step_*.pt") if _NAME.fullmatch(path.name))
+    for path in found[:-keep]:
+        path.unlink()
+
+
+def random_state() -> dict[str, Any]:
+    """The states of all generators of this process, as plain values and tensors."""
+    kind, keys, position, has_gauss, gauss = np.random.get_state()
+    version, words, following = random.getstate()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": [
+            str(kind),
+            torch.from_numpy(np.asarray(keys).astype(np.int64)),
+            int(position),
+            int(has_gauss),
+            float(gauss),
+        ],
+        "python": [version, list(words), following],
+    }
+
+
+def set_random_state(state: Mapping[str, Any]) -> None:
+    """Takes over what `random_state` gave. States of GPUs that are not here are passed over."""
+    torch.set_rng_state(state["torch"])
+    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    kind, keys, position, has_gauss, gauss = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
+    version, words, following = state["python"]
+    random.setstate((version, tuple(words), following))
+
+
+def digest_of(state: Mapping[str, torch.Tensor]) -> str:
+    """Hash of all tensors of a state dict, by name: equal weights, equal digest."""
+    total = hashlib.sha256()
+    for name in sorted(state):
+        total.update(name.encode())
+        total.update(state[name].detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()

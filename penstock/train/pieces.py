@@ -1,0 +1,83 @@
+"""Pieces that the training loop is made of: cutting batches, seeding, the optimiser, the names of samples."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from penstock.errors import UsageError
+from penstock.samplers import mix
+from penstock.train.settings import TrainSettings
+
+Batch = Mapping[str, Any]
+
+
+def require_trainable(model: nn.Module) -> None:
+    """Refuses a model whose weights are not float32, or that has none.
+
+    Raises:
+        UsageError: see above.
+    """
+    wrong = [name for name, value in model.named_parameters() if value.requires_grad and value.dtype != torch.float32]
+    if wrong:
+        raise UsageError(
+            f"train: expected float32 parameters (precision=bf16 computes in bfloat16 over them), got {wrong[0]} and "
+            f"{len(wrong) - 1} others; at small learning rates bfloat16 weights do not move"
+        )
+    if not any(value.requires_grad for value in model.parameters()):
+        raise UsageError("train: the model has no parameter that is trained")
+
+
+def adamw(model: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
+    """AdamW over what is trained; weight decay on matrices and filters alone."""
+    trained = [value for value in model.parameters() if value.requires_grad]
+    groups = [
+        {"params": [value for value in trained if value.ndim > 1], "weight_decay": settings.weight_decay},
+        {"params": [value for value in trained if value.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]], lr=settings.learning_rate, betas=settings.betas
+    )
+
+
+def seed_step(*values: int) -> None:
+    """Seeds torch from numbers of 0..2**64-1: (seed, step, rank)."""
+    torch.manual_seed(mix(*values) & (2**63 - 1))
+
+
+def num_samples(batch: Batch) -> int:
+    """B of a batch: the length that its values share."""
+    return min((len(value) for value in batch.values()), default=0)
+
+
+def pieces_of(batch: Batch, count: int, pieces: int) -> Iterator[dict[str, Any]]:
+    """The batch in contiguous pieces, at most one of another length than the rest; never an empty one."""
+    if not count:
+        raise UsageError("train: this rank's share of a batch is empty; use a loader whose ranks all have one")
+    size = -(-count // pieces)
+    for start in range(0, count, size):
+        yield {name: value[start : start + size] for name, value in batch.items()}
+
+
+def added(values: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Sums by name."""
+    total: dict[str, float] = {}
+    for one in values:
+        for name, value in one.items():
+            total[name] = total.get(name, 0.0) + float(value)
+    return total
+
+
+def gradient_norm(model: nn.Module) -> float:
+    """Of all gradients together."""
+    gradients = [value.grad for value in model.parameters() if value.grad is not None]
+    return float(torch.nn.utils.get_total_norm(gradients))
+
+
+def sample_keys(batch: Batch) -> list[str]:
+    """What names the samples: the row's key, else its position in the batch."""
+    if hasattr(batch, "row_keys"):
+        rows: list[str] = batch.row_keys()
+        return [f"{one} ({key})" for one, key in zip(batch["key1"], rows, strict=True)] if "key1" in batch else rows
+    return list(batch["key1"]) if "key1" in batch else [f"number {number}" for number in range(num_samples(batch))]

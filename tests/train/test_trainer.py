@@ -1,0 +1,230 @@
+"""The trainer: one step is one step however it is cut, and a run that is killed ends as if it had not been."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from penstock.errors import NotFinite, RecipeMismatch, UsageError
+from penstock.loader import Loader
+from penstock.samplers import Epochs
+from penstock.train.checkpoint import latest, load_checkpoint
+from penstock.train.settings import TrainSettings
+from penstock.train.trainer import Trainer
+from tests.train import job
+
+ROOT = Path(__file__).parent.parent.parent
+TOLERANCE = 1e-6
+"""Of float32 weights: sums in another order differ in their last bits."""
+
+
+def run(folder: Path, ranks: int = 1, **options: Any) -> tuple[int, str, str]:
+    """Trains with so many processes; exit code of the first that failed, output of rank 0, errors of all."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    environ = {
+        **os.environ,
+        "WORLD_SIZE": str(ranks),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, "-m", "tests.train.job", str(folder), json.dumps(options)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
+    jobs = [
+        subprocess.Popen(command, env={**environ, "RANK": str(rank), "LOCAL_RANK": str(rank)}, **pipes)  # type: ignore[call-overload]
+        for rank in range(ranks)
+    ]
+    codes, outputs, errors = [], [], []
+    for process in jobs:
+        if codes and any(code == -signal.SIGKILL for code in codes):
+            process.kill()  # its peer is gone: it would wait for a long time
+        out, error = process.communicate(timeout=120)
+        codes.append(process.returncode)
+        outputs.append(out)
+        errors.append(error)
+    return next((code for code in codes if code), 0), outputs[0], "".join(errors)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    path = latest(folder)
+    assert path is not None
+    found: dict[str, torch.Tensor] = load_checkpoint(path)["model"]
+    return found
+
+
+def assert_close(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:
+    assert left.keys() == right.keys()
+    for name, value in left.items():
+        assert torch.allclose(value, right[name], rtol=0, atol=TOLERANCE), (name, (value - right[name]).abs().max())
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of one process with the whole batch, not interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    code, _, errors = run(folder, ema_decay=0.9)
+    assert code == 0, errors
+    return folder
+
+
+@pytest.mark.parametrize(("ranks", "accumulation"), [(1, 3), (2, 1), (2, 4), (4, 1)])
+def test_ranks_and_accumulation_give_the_step_of_the_large_batch(
+    ranks: int, accumulation: int, whole: Path, tmp_path: Path
+) -> None:
+    code, _, errors = run(tmp_path, ranks, accumulation=accumulation, ema_decay=0.9)
+    assert code == 0, errors
+    assert_close(weights(tmp_path), weights(whole))
+    one, other = (load_checkpoint(latest(folder) or folder)["ema"] for folder in (tmp_path, whole))
+    assert_close(one, other)
+
+
+@pytest.mark.parametrize(("ranks", "then", "at"), [(2, 1, 7), (2, 2, 10), (2, 4, 5)])
+def test_a_killed_run_continued_on_other_ranks_ends_with_the_weights_of_the_whole_run(
+    ranks: int, then: int, at: int, whole: Path, tmp_path: Path
+) -> None:
+    code, _, _ = run(tmp_path, ranks, kill_at=at, ema_decay=0.9)
+    assert code == -signal.SIGKILL
+    assert load_checkpoint(latest(tmp_path) or tmp_path)["step"] == at // 3 * 3 if at % 3 else at - 3
+    code, _, errors = run(tmp_path, then, ema_decay=0.9)
+    assert code == 0, errors
+    assert_close(weights(tmp_path), weights(whole))
+
+
+def test_the_same_ranks_continue_bit_for_bit_with_dropout_too(tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert run(whole, dropout=0.5)[0] == 0
+    for at in (4, 11):  # the second time in another epoch
+        assert run(killed, dropout=0.5, kill_at=at)[0] == -signal.SIGKILL
+    assert run(killed, dropout=0.5)[0] == 0
+    for name, value in weights(whole).items():
+        assert torch.equal(value, weights(killed)[name])
+    lines = [(folder / "log.jsonl").read_text().splitlines() for folder in (whole, killed)]
+    steps = [[json.loads(line)["step"] for line in one] for one in lines]
+    assert steps[0] == steps[1]
+
+
+def test_sigterm_saves_and_exits(whole: Path, tmp_path: Path) -> None:
+    code, _, errors = run(tmp_path, 2, signal_at=8, ema_decay=0.9)
+    assert code == 128 + signal.SIGTERM, errors
+    step = load_checkpoint(latest(tmp_path) or tmp_path)["step"]
+    assert step in (8, 9)
+    assert run(tmp_path, 1, ema_decay=0.9)[0] == 0
+    assert_close(weights(tmp_path), weights(whole))
+
+
+def trainer(folder: Path, poisoned: int = -1, **settings: Any) -> Trainer:
+    loader = Loader(job.Numbers(poisoned), batch_size=16, sampler=Epochs(job.ROWS, seed=3), output="torch", threads=1)
+    chosen = TrainSettings(**{"steps": 20, "learning_rate": 1e-2, **settings})
+    return Trainer(job.model(), job.Fit(), loader, chosen, folder=folder)
+
+
+def test_a_nan_names_its_samples_and_leaves_the_weights(tmp_path: Path) -> None:
+    one = trainer(tmp_path, poisoned=5, ema_decay=0.5)
+    with pytest.raises(NotFinite, match="row5"):
+        one.run()
+    assert all(torch.isfinite(value).all() for value in one.model.parameters())
+    position = Epochs(job.ROWS, seed=3).rows(0, job.ROWS).tolist().index(5)
+    assert one.step == position // 16
+
+
+def test_another_configuration_is_refused_with_its_difference(tmp_path: Path) -> None:
+    trainer(tmp_path, steps=2).run()
+    with pytest.raises(RecipeMismatch, match=r"learning_rate: expected 0.5, got 0.01"):
+        trainer(tmp_path, steps=2, learning_rate=0.5)
+    trainer(tmp_path, steps=2, log_every=1)  # how often something is said changes nothing
+
+
+def test_one_batch_can_be_learned_by_heart(tmp_path: Path) -> None:
+    totals = trainer(tmp_path, steps=300, weight_decay=0.0).overfit()
+    assert totals[-1] < 0.1 * totals[0]
+    assert latest(tmp_path) is None
+
+
+def test_a_dry_run_changes_nothing(tmp_path: Path) -> None:
+    one = trainer(tmp_path)
+    before = {name: value.clone() for name, value in one.model.state_dict().items()}
+    plan = one.dry_run()
+    assert plan["parameters"] == 6 * 16 + 16 + 16 * 2 + 2
+    assert plan["samples_per_rank"] == 16
+    assert all(torch.equal(value, before[name]) for name, value in one.model.state_dict().items())
+    assert latest(tmp_path) is None
+
+
+def test_weights_in_bfloat16_are_refused_and_float32_moves_under_autocast(tmp_path: Path) -> None:
+    loader = Loader(job.Numbers(), batch_size=16, output="torch", threads=1)
+    with pytest.raises(UsageError, match="float32"):
+        Trainer(job.model().bfloat16(), job.Fit(), loader, TrainSettings(steps=1), folder=tmp_path)
+    one = trainer(tmp_path / "moves", steps=30, learning_rate=1e-5, precision="bf16", warmup_share=0.0)
+    before = [value.detach().clone() for value in one.model.parameters()]
+    one.run()
+    assert all((value != old).float().mean() > 0.9 for value, old in zip(one.model.parameters(), before, strict=True))
+
+
+def test_the_best_checkpoint_is_kept_beside_the_last(tmp_path: Path) -> None:
+    one = trainer(tmp_path, steps=12, eval_every=3, save_every=2, keep_last=2, best="-worth")
+    values = iter([3.0, 1.0, 2.0, 5.0])
+    one.evaluate = lambda model: {"worth": next(values)}
+    one.run()
+    assert load_checkpoint(tmp_path / "best.pt")["step"] == 6
+    assert sorted(path.name for path in tmp_path.glob("step_*")) == ["step_000000010.pt", "step_000000012.pt"]
+
+
+def test_the_average_is_its_formula_and_is_evaluated(tmp_path: Path) -> None:
+    one = trainer(tmp_path, steps=5, ema_decay=0.8, eval_every=5)
+    expected = {name: value.detach().clone() for name, value in one.model.named_parameters()}
+    update = one._update
+
+    def followed(batch: Any) -> int:
+        number = update(batch)
+        for name, value in one.model.named_parameters():
+            expected[name] = 0.8 * expected[name] + 0.2 * value.detach()
+        return number
+
+    one._update = followed  # type: ignore[method-assign]
+    seen: list[torch.Tensor] = []
+
+    def look(model: Any) -> dict[str, float]:
+        assert not model.training
+        seen.append(next(model.parameters()).detach().clone())
+        return {}
+
+    one.evaluate = look
+    one.run()
+    assert one.ema is not None
+    for name, value in one.ema.values.items():
+        assert torch.allclose(value, expected[name], atol=1e-6)
+    assert torch.equal(seen[0], one.ema.values["0.weight"])
+    assert not torch.equal(seen[0], next(one.model.parameters()))
+
+
+def test_lines_say_what_they_should(tmp_path: Path) -> None:
+    trainer(tmp_path, steps=10, log_every=5).run()
+    first = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[0])
+    named = {"step", "fit", "size", "loss", "has", "gradient_norm", "learning_rate", "samples_per_s", "data_wait", "copy",
+             "step_p50_ms", "step_p99_ms", "worst"}  # fmt: skip
+    assert named <= first.keys()
+    assert np.isclose(first["loss"], first["fit"] + 0.01 * first["size"])
+
+
+def test_the_rate_rises_then_falls_as_a_cosine() -> None:
+    settings = TrainSettings(steps=100, learning_rate=1.0, warmup_share=0.1)
+    rates = [settings.learning_rate_at(step) for step in range(100)]
+    assert rates[:10] == pytest.approx([0.1 * n for n in range(1, 11)])
+    assert rates[55] == pytest.approx(0.5, abs=1e-9)
+    assert rates == sorted(rates[:10]) + sorted(rates[10:], reverse=True)
+
+
+@pytest.mark.parametrize("wrong", [{"steps": 0}, {"steps": 1, "ema_decay": 1.0}, {"steps": 1, "precision": "fp16"}])
+def test_settings_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        TrainSettings(**wrong)
