@@ -23,8 +23,10 @@ class Losses:
 class Objective(Protocol):
     """One task. Each loss is averaged over the samples that have it, over all ranks and accumulation steps."""
 
-    weights: Mapping[str, float]
-    """Of each named loss in the total."""
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """Of each named loss in the total."""
+        ...
 
     def counts(self, batch: Mapping[str, Any]) -> Mapping[str, float]:
         """How many samples of a batch have each loss. Needs no model: it is asked for before the forward pass."""

@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -30,8 +30,12 @@ class Numbers:
     """Rows x (6,) and y (2,) of a fixed linear rule; y is only there in some rows."""
 
     schema = Schema(
-        [Field(name="x", dtype="float32", shape=(6,)), Field(name="y", dtype="float32", shape=(2,)), Field(name="has", dtype="bool")]
-    )  # fmt: skip
+        [
+            Field(name="x", dtype="float32", shape=(6,)),
+            Field(name="y", dtype="float32", shape=(2,)),
+            Field(name="has", dtype="bool"),
+        ]
+    )
     keys = Lookup(ROWS, lambda row: f"row{row}")
 
     def __init__(self, poisoned: int = -1) -> None:
@@ -51,7 +55,7 @@ class Numbers:
 class Fit:
     """Two losses: of the numbers, for the rows that have them, and of the size of the output, for all."""
 
-    weights = {"fit": 1.0, "size": 0.01}
+    weights: ClassVar[Mapping[str, float]] = {"fit": 1.0, "size": 0.01}
 
     def counts(self, batch: Mapping[str, Any]) -> dict[str, float]:
         """Rows with each loss."""
@@ -74,6 +78,21 @@ def model(dropout: float = 0.0) -> nn.Module:
     return nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Dropout(dropout), nn.Linear(16, 2))
 
 
+def watch(trainer: Trainer, kill_at: int, signal_at: int) -> None:
+    """This process dies, or gets SIGTERM, right after that step."""
+    update = trainer._update
+
+    def watched(batch: Mapping[str, Any]) -> int:
+        number = update(batch)
+        if trainer.step == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if trainer.step == signal_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return number
+
+    trainer._update = watched  # type: ignore[method-assign]
+
+
 def main(folder: Path, options: dict[str, Any]) -> None:
     """Trains; the first rank prints one line of JSON."""
     kill_at, signal_at = options.pop("kill_at", -1), options.pop("signal_at", -1)
@@ -90,17 +109,7 @@ def main(folder: Path, options: dict[str, Any]) -> None:
             net, Fit(), loader, settings, folder=folder, ranks=ranks, identity=identity,
             evaluate=lambda one: {"weight": float(sum(value.abs().sum() for value in one.parameters()))},
         )  # fmt: skip
-        update = trainer._update
-
-        def watched(batch: Mapping[str, Any]) -> int:
-            number = update(batch)
-            if trainer.step == kill_at:
-                os.kill(os.getpid(), signal.SIGKILL)
-            if trainer.step == signal_at:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return number
-
-        trainer._update = watched  # type: ignore[method-assign]
+        watch(trainer, kill_at, signal_at)
         metrics = trainer.run()
         if ranks.is_first:
             average = digest_of(trainer.ema.values) if trainer.ema else ""
@@ -109,7 +118,7 @@ def main(folder: Path, options: dict[str, Any]) -> None:
                     {"digest": digest_of(net.state_dict()), "ema": average, "metrics": metrics, "step": trainer.step}
                 )
             )
-        del trainer, update, watched, net
+        del trainer, net
 
 
 if __name__ == "__main__":
