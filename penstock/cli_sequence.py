@@ -175,14 +175,14 @@ def export(
 ) -> int:
     """Write saved sequences in another layout (COCO video, MOT, GOT-10k, LaSOT, Parquet, WebDataset, ...), or vectors.
 
-    A store of vectors, or a cache of npy or npz files, becomes one of store, npy, npz, parquet.
+    A store of vectors, or a cache of npy or npz files, becomes one of store, npy, npz, parquet, lance, novic.
 
     Parameters
     ----------
     path
         A folder of saved sequences, or of vectors.
     format
-        A name of `penstock list exporters`; of vectors: store, npy, npz, parquet.
+        A name of `penstock list exporters`; of vectors: store, npy, npz, parquet, lance, novic.
     output
         New or empty folder.
     pictures

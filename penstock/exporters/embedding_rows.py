@@ -12,12 +12,18 @@ import xxhash
 
 from penstock.errors import BadData, SourceNotFound, UsageError
 from penstock.exporters.embedding_files import INDEXES, Ids, read_npy, read_npz
-from penstock.exporters.embedding_tables import TABLE, read_table
+from penstock.exporters.embedding_novic import CACHE
+from penstock.exporters.embedding_tables import LANCE, TABLE, read_lance, read_table
 from penstock.sequence_folder import SIDE
 from penstock.store import Store, open_store
 from penstock.store.manifest import NAME
 
 VECTOR = "embedding"
+Readable = Literal["store", "npy", "npz", "parquet", "lance"]
+PLACES: Mapping[Readable | Literal["novic"], str] = {
+    "store": NAME, "npy": INDEXES["npy"], "npz": INDEXES["npz"], "parquet": TABLE, "lance": LANCE, "novic": CACHE,
+}  # fmt: skip
+"""What a folder of a layout holds."""
 STORE = "store"
 """In `.penstock` of a folder of files: the store that they were made from."""
 MARKER = "vectors.json"
@@ -31,7 +37,7 @@ class VectorRows:
 
     Attributes:
         where: the folder, for messages.
-        layout: "store", "npy", "npz" or "parquet".
+        layout: "store", "npy", "npz", "parquet" or "lance".
         keys: `<picture>_<segment>`.
         labels: (N,) int32, 0-based place of the class; -1 where it is not known.
         attributes: what the vectors were made with, as far as it is recorded.
@@ -79,12 +85,12 @@ def store_of(folder: Path) -> Path:
     return folder / SIDE / STORE
 
 
-def open_rows(path: Path, *, layout: Literal["store", "npy", "npz", "parquet"] | None = None) -> VectorRows:
+def open_rows(path: Path, *, layout: Readable | None = None) -> VectorRows:
     """Opens vectors in any layout; without a `layout`, by what the folder holds.
 
     Raises:
         SourceNotFound: there are none.
-        UsageError: the store has no field `embedding`.
+        UsageError: the store has no field `embedding`; or the folder is a cache of novic.
         BadData: files are damaged.
     """
     found = layout or _layout(path)
@@ -92,6 +98,8 @@ def open_rows(path: Path, *, layout: Literal["store", "npy", "npz", "parquet"] |
         return _of_store(path)
     if found == "parquet":
         keys, matrix, labels, attributes = read_table(path / TABLE)
+    elif found == "lance":
+        keys, matrix, labels, attributes = read_lance(path / LANCE)
     else:
         keys, matrix, labels = read_npy(path) if found == "npy" else read_npz(path)
         attributes = _attributes(path)
@@ -118,7 +126,7 @@ def named(rows: VectorRows, layout: str) -> Ids:
         if pictures.setdefault(name, picture) != picture:
             raise BadData(
                 f"{rows.where}: pictures {pictures[name]} and {picture} have the same image id, {name}: as {layout} one "
-                "would take the place of the other; the formats store and parquet keep whole names"
+                "would take the place of the other; the formats store, parquet and lance keep whole names"
             )
         if not name or _FORBIDDEN.search(name):
             raise BadData(f"{rows.where}: key {key!r}: {name!r} can be no file of {layout}")
@@ -127,7 +135,7 @@ def named(rows: VectorRows, layout: str) -> Ids:
     if layout == "npz" and len(segments) and segments.max() > np.iinfo(np.int32).max:
         raise BadData(
             f"{rows.where}: segment id {segments.max()}: expected at most {np.iinfo(np.int32).max}, as npz keeps int32; "
-            "take npy, store or parquet"
+            "take npy, store, parquet or lance"
         )
     order = np.lexsort((segments, np.array(image_ids, dtype=np.str_)))
     ids = Ids([image_ids[place] for place in order.tolist()], segments[order], order)
@@ -147,18 +155,14 @@ def picture_id(stem: str) -> str:
     return found[0] if len(found[0]) == 12 else found[0].lstrip("0") or "0"
 
 
-def _layout(path: Path) -> Literal["store", "npy", "npz", "parquet"]:
-    if (path / NAME).exists():
-        return "store"
-    if (path / INDEXES["npy"]).exists():
-        return "npy"
-    if (path / INDEXES["npz"]).exists():
-        return "npz"
-    if (path / TABLE).exists():
-        return "parquet"
-    raise SourceNotFound(
-        f"{path}: expected vectors: a store, or a folder with {', '.join(INDEXES.values())} or {TABLE}; found none of them"
-    )
+def _layout(path: Path) -> Readable:
+    for layout, name in PLACES.items():
+        if not (path / name).exists():
+            continue
+        if layout == "novic":
+            raise UsageError(f"{path}: is a cache of novic, which is written, not read; take what it was exported from")
+        return layout
+    raise SourceNotFound(f"{path}: expected vectors: one of {', '.join(PLACES.values())}; found none of them")
 
 
 def _of_store(path: Path) -> VectorRows:

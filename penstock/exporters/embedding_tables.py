@@ -1,4 +1,4 @@
-"""Vectors as a Parquet table (extra `table`) and as a store."""
+"""Vectors as a Parquet table (extra `table`), as a Lance dataset (extra `lance`) and as a store."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -9,12 +9,16 @@ import orjson
 
 from penstock.errors import BadData, MissingExtra
 from penstock.schema import Field, Record, Schema
+from penstock.sequence_folder import flush_folders
 from penstock.store import Store, write_store
 from penstock.store.disk import Disk
 
 TABLE = "vectors.parquet"
+LANCE = "vectors.lance"
 GROUP = 16384
-"""Vectors of a row group."""
+"""Vectors of a batch, and of a row group."""
+Read = tuple[list[str], np.ndarray, np.ndarray, Mapping[str, object]]
+"""Keys, (N, D) float16, labels (N,) int32, attributes."""
 
 
 class Rows(Protocol):
@@ -39,8 +43,7 @@ class Rows(Protocol):
 
 
 def write_table(rows: Rows, folder: Path, disk: Disk) -> int:
-    """Writes `vectors.parquet`: key, label, embedding (a list of D float16), and every other field of the store; the
-    metadata `penstock` is JSON with what the vectors were made with.
+    """Writes `vectors.parquet`: the columns of `arrow_batches`, a row group per batch.
 
     Returns:
         Its bytes.
@@ -49,37 +52,67 @@ def write_table(rows: Rows, folder: Path, disk: Disk) -> int:
         MissingExtra: pyarrow is not installed.
     """
     pyarrow, parquet = _pyarrow("exporting vectors as a Parquet table")
-    extra = [] if rows.store is None else [one for one in rows.store.schema.fields if one.name not in _OWN]
-    schema = pyarrow.schema(
-        [
-            ("key", pyarrow.string()),
-            ("label", pyarrow.int32()),
-            ("embedding", pyarrow.list_(pyarrow.float16(), rows.dim)),
-            *((one.name, _type(pyarrow, one)) for one in extra),
-        ],
-        metadata={
-            "penstock": orjson.dumps({"version": 1, "attributes": dict(rows.attributes)}, option=orjson.OPT_SORT_KEYS)
-        },
-    )
+    schema = arrow_schema(pyarrow, rows)
     folder.mkdir(parents=True, exist_ok=True)
     fresh = folder / f"{TABLE}.new"
     with parquet.ParquetWriter(fresh, schema, compression="zstd", write_page_checksum=True) as writer:
-        for start in range(0, len(rows), GROUP):
-            places = np.arange(start, min(start + GROUP, len(rows)))
-            flat = pyarrow.array(rows.vectors(places).reshape(-1))
-            columns = [
-                pyarrow.array([rows.keys[place] for place in places.tolist()]),
-                pyarrow.array(rows.labels[places]),
-                pyarrow.FixedSizeListArray.from_arrays(flat, rows.dim),
-                *_columns(pyarrow, rows, places, extra),
-            ]
-            writer.write_table(pyarrow.Table.from_arrays(columns, schema=schema), row_group_size=GROUP)
+        for batch in arrow_batches(pyarrow, rows, schema):
+            writer.write_batch(batch, row_group_size=GROUP)
     disk.sync(fresh)
     disk.rename(fresh, folder / TABLE)
     return (folder / TABLE).stat().st_size
 
 
-def read_table(path: Path) -> tuple[list[str], np.ndarray, np.ndarray, Mapping[str, object]]:
+def write_lance(rows: Rows, folder: Path, disk: Disk) -> int:
+    """Writes `vectors.lance`: a Lance dataset with the columns of `arrow_batches`. Its file names are Lance's, drawn anew
+    in each run; what it holds is the same.
+
+    Returns:
+        Its bytes.
+
+    Raises:
+        MissingExtra: pylance is not installed.
+    """
+    lance, pyarrow = _lance("exporting vectors as a Lance dataset")
+    schema = arrow_schema(pyarrow, rows)
+    folder.mkdir(parents=True, exist_ok=True)
+    fresh = folder / f"{LANCE}.new"
+    disk.remove(fresh)
+    lance.write_dataset(arrow_batches(pyarrow, rows, schema), str(fresh), schema=schema)
+    flush_folders(disk, [fresh])
+    disk.rename(fresh, folder / LANCE)
+    return sum(path.stat().st_size for path in (folder / LANCE).rglob("*") if path.is_file())
+
+
+def arrow_schema(pyarrow: Any, rows: Rows) -> Any:
+    """Columns: key, label, embedding (a fixed-size list of D float16), and every other field of the store. The metadata
+    `penstock` is JSON with what the vectors were made with."""
+    columns = [
+        ("key", pyarrow.string()),
+        ("label", pyarrow.int32()),
+        ("embedding", pyarrow.list_(pyarrow.float16(), rows.dim)),
+        *((one.name, _type(pyarrow, one)) for one in _extra(rows)),
+    ]
+    about = orjson.dumps({"version": 1, "attributes": dict(rows.attributes)}, option=orjson.OPT_SORT_KEYS)
+    return pyarrow.schema(columns, metadata={"penstock": about})
+
+
+def arrow_batches(pyarrow: Any, rows: Rows, schema: Any) -> Iterator[Any]:
+    """The vectors in order, with the columns of `arrow_schema`: record batches of `GROUP` rows, the last one shorter."""
+    extra = _extra(rows)
+    for start in range(0, len(rows), GROUP):
+        places = np.arange(start, min(start + GROUP, len(rows)))
+        flat = pyarrow.array(rows.vectors(places).reshape(-1))
+        columns = [
+            pyarrow.array([rows.keys[place] for place in places.tolist()]),
+            pyarrow.array(rows.labels[places]),
+            pyarrow.FixedSizeListArray.from_arrays(flat, rows.dim),
+            *_columns(pyarrow, rows, places, extra),
+        ]
+        yield pyarrow.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def read_table(path: Path) -> Read:
     """Keys, (N, D) float16, labels (N,) int32 and attributes of a table that `write_table` made.
 
     Raises:
@@ -88,14 +121,23 @@ def read_table(path: Path) -> tuple[list[str], np.ndarray, np.ndarray, Mapping[s
     """
     pyarrow, parquet = _pyarrow("reading vectors of a Parquet table")
     try:
-        found = parquet.read_table(path, columns=["key", "label", "embedding"])
-        about = orjson.loads(found.schema.metadata[b"penstock"])["attributes"]
-        dim = found.schema.field("embedding").type.list_size
-        parts = [part.flatten().to_numpy(zero_copy_only=False).reshape(-1, dim) for part in found["embedding"].chunks]
+        return _content(parquet.read_table(path, columns=list(_OWN)))
     except (pyarrow.ArrowException, KeyError, TypeError, AttributeError, orjson.JSONDecodeError) as error:
-        raise BadData(f"{path}: expected a table of vectors with key, label, embedding: {error}") from error
-    vectors = np.concatenate([np.zeros((0, dim), np.float16), *parts])
-    return found["key"].to_pylist(), vectors, found["label"].to_numpy().astype(np.int32), dict(about)
+        raise BadData(f"{path}: expected a table of vectors with {', '.join(_OWN)}: {error}") from error
+
+
+def read_lance(path: Path) -> Read:
+    """Keys, (N, D) float16, labels (N,) int32 and attributes of a dataset that `write_lance` made.
+
+    Raises:
+        MissingExtra: pylance is not installed.
+        BadData: it is another dataset, or damaged.
+    """
+    lance, pyarrow = _lance("reading vectors of a Lance dataset")
+    try:
+        return _content(lance.dataset(str(path)).to_table(columns=list(_OWN)))
+    except (pyarrow.ArrowException, KeyError, TypeError, ValueError, OSError, AttributeError) as error:
+        raise BadData(f"{path}: expected a Lance dataset of vectors with {', '.join(_OWN)}: {error}") from error
 
 
 def write_vector_store(rows: Rows, folder: Path, disk: Disk) -> int:
@@ -130,6 +172,19 @@ def write_vector_store(rows: Rows, folder: Path, disk: Disk) -> int:
 
 
 _OWN = ("key", "label", "embedding")
+
+
+def _content(table: Any) -> Read:
+    about = orjson.loads(table.schema.metadata[b"penstock"])["attributes"]
+    dim = table.schema.field("embedding").type.list_size
+    parts = [part.flatten().to_numpy(zero_copy_only=False).reshape(-1, dim) for part in table["embedding"].chunks]
+    vectors = np.concatenate([np.zeros((0, dim), np.float16), *parts])
+    return table["key"].to_pylist(), vectors, table["label"].to_numpy().astype(np.int32), dict(about)
+
+
+def _extra(rows: Rows) -> list[Field]:
+    """Fields of the store that have no column of their own."""
+    return [] if rows.store is None else [one for one in rows.store.schema.fields if one.name not in _OWN]
 
 
 def _records(rows: Rows) -> Iterator[tuple[str, Record]]:
@@ -178,3 +233,12 @@ def _pyarrow(purpose: str) -> tuple[Any, Any]:
     except ImportError as error:
         raise MissingExtra("pyarrow", "table", purpose) from error
     return pyarrow, pyarrow.parquet
+
+
+def _lance(purpose: str) -> tuple[Any, Any]:
+    try:
+        import lance
+        import pyarrow
+    except ImportError as error:
+        raise MissingExtra("pylance", "lance", purpose) from error
+    return lance, pyarrow

@@ -1,4 +1,5 @@
-"""Vectors of segments as files: one per segment (`npy`), one per picture (`npz`), one table (`parquet`); and back.
+"""Vectors of segments in other layouts: a file per segment (`npy`) or picture (`npz`), a table (`parquet`, `lance`), novic's
+cache (`novic`); and all but the last back.
 
 Source of the layouts `npy` and `npz`: the first embedding cache for COCO panoptic, its names, headers and types as they
 were. Files are put in their places one by one, each whole, the index last: a kill leaves no half file, and the same call
@@ -17,8 +18,9 @@ import orjson
 
 from penstock.errors import OutputRefused, UsageError
 from penstock.exporters.embedding_files import INDEXES, Layout, files_of, index_of, listed_files, names_of
-from penstock.exporters.embedding_rows import MARKER, VECTOR, VectorRows, named, open_rows
-from penstock.exporters.embedding_tables import TABLE, write_table, write_vector_store
+from penstock.exporters.embedding_novic import KEYS, write_novic
+from penstock.exporters.embedding_rows import MARKER, PLACES, VECTOR, VectorRows, named, open_rows
+from penstock.exporters.embedding_tables import write_lance, write_table, write_vector_store
 from penstock.report import Report
 from penstock.sequence_folder import SIDE, flush_folders
 from penstock.store.disk import Disk
@@ -26,8 +28,9 @@ from penstock.store.manifest import NAME, Manifest
 from penstock.store.output import refused_if_unwritable
 
 COMMAND = "export"
-Format = Literal["npy", "npz", "parquet", "store"]
+Format = Literal["npy", "npz", "parquet", "lance", "novic", "store"]
 FORMATS = get_args(Format)
+_WRITERS = {"parquet": write_table, "lance": write_lance, "novic": write_novic, "store": write_vector_store}
 
 
 @dataclass(frozen=True)
@@ -41,17 +44,18 @@ class Put:
 
 
 def export_vectors(source: Path | str, output: Path | str, *, format: Format, disk: Disk | None = None) -> Report:  # noqa: A002  # the name of the flag
-    """Writes vectors in another layout: any of `store`, `npy`, `npz`, `parquet` into any other.
+    """Writes vectors in another layout: any of `store`, `npy`, `npz`, `parquet`, `lance` into any other, or `novic`.
 
     `npy`: `<image_id>_<segment_id>.npy`, (D,) float16, and `inst2feat.tsv` with image_id, segment_id, feat_file.
     `npz`: `<image_id>.npz`, compressed: segment_ids (n,) int32, embeddings (n, D) float16, labels (n,) int32; and
     `image_index.tsv` with image_id, feat_file, num_segments. Both indexes are sorted by image id and segment id.
-    `parquet`: `vectors.parquet`, a row per vector with every field of the store. `store`: a store with the fields
+    `parquet`: `vectors.parquet`, a row per vector with every field of the store. `lance`: the same as `vectors.lance`.
+    `novic`: `embedding_cache.bin` and `keys.txt`, see `embedding_novic`. `store`: a store with the fields
     `embedding`, `image_id`, `segment_id`, `label`. Only rows that hold a vector are written. A label that is not known
     (`npy` keeps none) is -1.
 
     Args:
-        source: a store of vectors, or a folder of `npy`, `npz` or `parquet`.
+        source: a store of vectors, or a folder of `npy`, `npz`, `parquet` or `lance`.
         output: a new or empty folder; for npy and npz also the output of an earlier call, which is then brought up to date.
         format: the layout.
         disk: the write seam; tests replace it.
@@ -62,7 +66,8 @@ def export_vectors(source: Path | str, output: Path | str, *, format: Format, di
     Raises:
         UsageError: no such format; the source is in that layout already; or a package is missing. Nothing was touched.
         SourceNotFound: no vectors there.
-        BadData: the source's files are damaged; or two pictures would get one image id, or a segment id does not fit.
+        BadData: the source's files are damaged; two pictures would get one image id, or a segment id does not fit; or, for
+            novic, a vector is not of norm 1, or there is none.
         OutputRefused: the output holds something else; nothing was touched.
         OutputFull: no room; the same call goes on.
     """
@@ -82,8 +87,7 @@ def export_vectors(source: Path | str, output: Path | str, *, format: Format, di
                 report.notes["files"] = vars(put)
             else:
                 require_free(target, format)
-                write = write_table if format == "parquet" else write_vector_store
-                report.bytes_written = write(rows, target, seam)
+                report.bytes_written = _WRITERS[format](rows, target, seam)
     finally:
         seam.close()
     report.done = len(rows)
@@ -93,26 +97,27 @@ def export_vectors(source: Path | str, output: Path | str, *, format: Format, di
 def holds_vectors(path: Path | str) -> bool:
     """Whether `export_vectors` is for this folder: files or a table of vectors, or a store with the field `embedding`."""
     folder = Path(path)
-    if any((folder / name).exists() for name in (*INDEXES.values(), TABLE)):
+    if any((folder / name).exists() for name in PLACES.values() if name != NAME):
         return True
     return (folder / NAME).exists() and VECTOR in Manifest.load(folder).schema
 
 
 def require_free(folder: Path, layout: str) -> None:
-    """Makes sure that a folder is new, empty, or holds what was put there in the same layout.
+    """Makes sure that a folder is new, empty, holds what was put there in the same layout, or what a killed run left.
 
     Raises:
         OutputRefused: it holds something else; the message says what.
     """
     if folder.exists() and not folder.is_dir():
         raise OutputRefused(f"{folder}: is a file; expected a new or an empty folder; nothing was touched")
-    if not folder.exists() or all(entry.name == SIDE for entry in folder.iterdir()):
+    names = {entry.name for entry in folder.iterdir()} if folder.exists() else set()
+    begun = f"{PLACES[cast(Format, layout)]}.new"
+    if names <= {SIDE} or (begun in names and names <= {SIDE, begun, KEYS, f"{KEYS}.new"}):
         return
     before = _marker(folder).get("layout")
     if before == layout and layout in INDEXES:
         return
-    found = next((name for name, index in INDEXES.items() if (folder / index).exists()), "")
-    found = found or ("parquet" if (folder / TABLE).exists() else "")
+    found = next((layout for layout, name in PLACES.items() if (folder / name).exists()), "")
     what = f"holds files of the layout {before or found}" if before or found else "is not empty"
     why = "" if before else ", and nothing that says what they were made with" if found else ""
     raise OutputRefused(
