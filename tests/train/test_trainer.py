@@ -44,7 +44,8 @@ def run(folder: Path, ranks: int = 1, **options: Any) -> tuple[int, str, str]:
         subprocess.Popen(command, env={**environ, "RANK": str(rank), "LOCAL_RANK": str(rank)}, **pipes)  # type: ignore[call-overload]
         for rank in range(ranks)
     ]
-    codes, outputs, errors = [], [], []
+    codes: list[int] = []
+    outputs, errors = [], []
     for process in jobs:
         if codes and any(code == -signal.SIGKILL for code in codes):
             process.kill()  # its peer is gone: it would wait for a long time
