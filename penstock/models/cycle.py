@@ -29,7 +29,7 @@ class CycleModel(nn.Module):
         UsageError: no words, or a word twice.
     """
 
-    def __init__(self, words: Sequence[str], *, max_words: int = 4, width: int = 48, temperature: float = 0.7) -> None:
+    def __init__(self, words: Sequence[str], *, max_words: int = 4, width: int = 32, temperature: float = 0.7) -> None:
         super().__init__()
         if not words or len(set(words)) < len(words):
             raise UsageError("CycleModel: expected words, each once")
