@@ -58,6 +58,11 @@ TABLES: dict[str, dict[str, str]] = {
         "tiny": "penstock.models.tiny:open_tiny",
         "transformers": "penstock.models.transformers_vision:open_transformers",
     },
+    "proposers": {
+        "classical": "penstock.models.proposers:open_classical",
+        "folder": "penstock.models.proposers:open_folder",
+        "sam2": "penstock.models.proposers:open_sam2",
+    },
     "exporters": {
         "coco-video": "penstock.exporters.coco_video:CocoVideo",
         "got10k": "penstock.exporters.got10k:Got10kFolder",
@@ -87,7 +92,7 @@ class SourceName:
 
 
 def names(kind: str) -> list[str]:
-    """Names known of a kind ("readers", "stages", "launchers", "models", "exporters"), sorted."""
+    """Names known of a kind ("readers", "stages", "launchers", "models", "proposers", "exporters"), sorted."""
     return sorted({*_table(kind), *(point.name for point in entry_points(group=f"penstock.{kind}"))})
 
 

@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("torch")
 
 from penstock.cli import main
-from penstock.store import open_store
+from penstock.store import open_store, write_store
 from tests.readers.test_coco_panoptic import write_coco_panoptic
 
 
@@ -38,8 +38,10 @@ def test_segments_become_vectors_and_a_second_run_does_nothing(
     assert store[0]["embedding"].shape == (16,)
     assert main(arguments(vectors.parent, "--json")) in (0, 1)
     assert output_of(capsys)["rows"]["skipped"] == 6  # type: ignore[index]  # a mapping
-    assert main(arguments(vectors.parent, "--verify-sample", "3")) == 0
-    assert "rows computed again" in capsys.readouterr().err
+    assert main(arguments(vectors.parent, "--verify-sample", "3", "--json")) == 0
+    text = capsys.readouterr()
+    assert "3 rows computed again" in text.err
+    assert json.loads(text.out)["verified"]["status"] == "ok"
 
 
 def test_a_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -60,6 +62,9 @@ def test_a_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[
         (["--ray-address", "auto"], "--launcher ray"),
         (["--launcher", "ray"], "--num-workers 0"),
         (["--device", "cuda:7"], "cuda"),
+        (["--verify-sample", "-1"], "--verify-sample -1"),
+        (["--devices", "2", "--device", "cpu"], "devices: expected 1 on a CPU"),
+        (["--devices", "2", "--launcher", "ray"], "expected no --devices"),
     ],
 )
 def test_misuse_is_said_before_any_work(
@@ -82,6 +87,23 @@ def test_another_model_is_refused(vectors: Path, capsys: pytest.CaptureFixture[s
     words[words.index("tiny:dim=16")] = "tiny:dim=16,seed=1"
     assert main(words) == 2
     assert "seed=1" in capsys.readouterr().err
+
+
+def test_a_search_by_another_model_is_refused(vectors: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photo = next((vectors.parent / "coco" / "val2017").glob("*.jpg"))
+    search = ["search", str(vectors), "--like", str(photo), "--embedder-spec"]
+    assert main([*search, "tiny:dim=16,seed=1"]) == 2
+    assert "made with another model, 'tiny:dim=16', now 'tiny:dim=16,seed=1'" in capsys.readouterr().err
+    assert main([*search, "tiny:dim=16,seed=0"]) == 0  # other words for the same model
+
+
+def test_a_search_in_vectors_of_an_unknown_model_asks_for_it(vectors: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photo = next((vectors.parent / "coco" / "val2017").glob("*.jpg"))
+    plain = vectors.parent / "plain"
+    write_store(plain, open_store(vectors).schema, zip(open_store(vectors).keys, open_store(vectors), strict=True))
+    assert main(["search", str(plain), "--like", str(photo)]) == 2
+    assert "does not say which model made it; say --embedder-spec" in capsys.readouterr().err
+    assert main(["search", str(plain), "--like", str(photo), "--embedder-spec", "tiny:dim=16"]) == 0
 
 
 def test_search_dedup_zero_shot_and_map(vectors: Path, capsys: pytest.CaptureFixture[str]) -> None:

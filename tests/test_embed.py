@@ -1,8 +1,11 @@
 """The job of embed: every segment once, exactly what changed anew, the same bytes whatever happened in between."""
 
+import itertools
 import json
 import os
+import shutil
 import signal
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,21 +14,27 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from penstock import registry
 from penstock.embed import EmbedConfig, embed, open_input, plan_embed
+from penstock.embed_place import REPLACED
 from penstock.embed_verify import verify_sample
 from penstock.errors import BudgetExceeded, OutputRefused, RecipeMismatch, RowFailed, SourceNotFound, UsageError
 from penstock.geometry.id_pngs import read_panoptic_png, write_panoptic_png
 from penstock.geometry.segment_crops import reference_crop
+from penstock.launch.local import Inline
 from penstock.models.embedders import open_embedder
 from penstock.readers.coco_panoptic import CocoPanoptic
 from penstock.readers.scenes import Scenes
 from penstock.registry import open_source
 from penstock.report import Report
+from penstock.schema import Field, Record, Schema
 from penstock.segments import Segments
 from penstock.source import Source, SourceOffers, Subset
-from penstock.store import StoreSink, open_store
+from penstock.stages.embed import EmbedSegments
+from penstock.store import StoreSink, open_store, write_store
 from penstock.testing import encode_picture
 from penstock.work import Order, Work
+from tests.models.onnx_bytes import channel_means
 from tests.readers.test_scenes import id_map, write_map, write_scene
 from tests.store.crash import KillDisk
 from tests.test_bad_input import data_files
@@ -224,6 +233,146 @@ def test_another_recipe_is_refused_or_takes_the_place_of_the_old_one(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["coco", "fresh", "out"]
 
 
+def killed_at(monkeypatch: pytest.MonkeyPatch, name: str, call: int, run: Callable[[], object]) -> None:
+    """Ends a run as a kill would, right before its n-th call of a function of `embed_place`'s: `rename` or `rmtree`."""
+
+    class Killed(BaseException):
+        pass
+
+    calls = itertools.count()
+    owner: Any = Path if name == "rename" else shutil
+    known = getattr(owner, name)
+
+    def stand_in(*args: Any) -> object:
+        if next(calls) == call:
+            raise Killed
+        return known(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, stand_in)
+        with pytest.raises(Killed):
+            run()
+
+
+@pytest.mark.parametrize(("name", "call"), [("rename", 0), ("rename", 1), ("rmtree", 0)])
+def test_killed_while_the_new_store_takes_its_place_the_next_run_ends_it(
+    name: str, call: int, coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = config(coco, tmp_path / "out", max_segments=5)
+    embed(settings)
+    changed = replace(settings, bg_alpha=0.5, on_change="recompute")
+    killed_at(monkeypatch, name, call, lambda: embed(changed, launcher=Inline()))
+    assert plan_embed(changed)["reasons"] == {"done": 5}
+    embed(changed)
+    embed(replace(changed, cache_dir=tmp_path / "fresh"))
+    assert data_files(tmp_path / "out") == data_files(tmp_path / "fresh")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["coco", "fresh", "out"]
+    assert not (tmp_path / "out" / REPLACED).exists()
+
+
+def test_folders_of_the_users_beside_the_output_are_left_alone(coco: Path, tmp_path: Path) -> None:
+    settings = config(coco, tmp_path / "out", max_segments=5)
+    embed(settings)
+    (tmp_path / "out.old").mkdir()
+    (tmp_path / "out.old" / "mine").write_text("of last year")
+    changed = replace(settings, bg_alpha=0.5, on_change="recompute")
+    embed(changed)
+    assert (tmp_path / "out.old" / "mine").read_text() == "of last year"
+    (tmp_path / "out.recompute").mkdir()
+    (tmp_path / "out.recompute" / "mine").write_text("too")
+    with pytest.raises(OutputRefused):
+        embed(replace(changed, bg_alpha=0.6))
+    assert (tmp_path / "out.recompute" / "mine").read_text() == "too"
+
+
+def test_a_recompute_that_is_not_done_is_named_to_one_of_a_third_recipe(coco: Path, tmp_path: Path) -> None:
+    settings = config(coco, tmp_path / "out", max_segments=5)
+    embed(settings)
+    embed(replace(settings, bg_alpha=0.5, on_change="recompute"), stop=lambda: "SIGTERM")
+    with pytest.raises(RecipeMismatch, match=r"earlier recompute is not done: .* remove .*out\.recompute\. "):
+        embed(replace(settings, bg_alpha=0.6, on_change="recompute"))
+
+
+def test_segments_that_the_source_no_longer_has_are_counted(coco: Path, tmp_path: Path) -> None:
+    embed(config(coco, tmp_path / "out"))
+    path = coco / "annotations" / "panoptic_val2017.json"
+    content = json.loads(path.read_text())
+    del content["annotations"][2]["segments_info"][1:]
+    path.write_text(json.dumps(content))
+    assert plan_embed(config(coco, tmp_path / "out"))["left_over"] == 4
+    report = embed(config(coco, tmp_path / "out"))
+    assert (report.planned, report.done, report.notes["left_over"]) == (26, 26, 4)
+
+
+def test_changed_rows_share_calls_of_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    coco = write_coco(tmp_path / "coco", 40, per_picture=4)
+    embed(config(coco, tmp_path / "out"))
+    for number in range(2, 41, 4):
+        change_ids(map_of(coco, number), 4, 0, (slice(0, 2), slice(None)))
+    calls: list[int] = []
+    known = EmbedSegments._embedded
+
+    def counted(self: EmbedSegments, crops: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+        calls.append(len(crops))
+        return known(self, crops)
+
+    monkeypatch.setattr(EmbedSegments, "_embedded", counted)
+    report = embed(config(coco, tmp_path / "out"))
+    assert report.notes["changed"] == sum(calls) == 10
+    assert len(calls) == 1  # all comparisons come first, then what they found
+    embed(config(coco, tmp_path / "clean"))
+    again, clean = open_store(tmp_path / "out"), open_store(tmp_path / "clean")
+    assert all(np.array_equal(one["embedding"], other["embedding"]) for one, other in zip(again, clean, strict=True))
+
+
+def test_memory_that_is_short_for_a_single_picture_is_a_failed_row(
+    coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+
+    def network(pixels: Any) -> Any:
+        sizes.append(len(pixels))
+        if len(pixels) > 2 or (len(sizes) > 1 and bool((pixels > 0.99).all(dim=(1, 2, 3)).any())):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return pixels.mean(dim=(2, 3)) + 2
+
+    (coco / "val2017" / f"{2:012d}.jpg").write_bytes(encode_picture(np.full((23, 36, 3), 255, np.uint8), "png"))
+    open_double = registry.find("models", "tiny")
+    module = torch.nn.Module()
+    module.forward = network
+    load = lambda name, device: replace(open_double(name, device), network=module)  # type: ignore[operator]  # noqa: E731
+    monkeypatch.setattr(registry, "find", lambda kind, name: load)
+    report = embed(config(coco, tmp_path / "out", bg_alpha=1.0))
+    assert (report.done, report.failed) == (25, 5)
+    assert {failure.key for failure in report.failures} == {f"000000000002_{number}" for number in range(1, 6)}
+    assert all("out of memory on cpu with a single picture" in failure.message for failure in report.failures)
+    assert len(sizes) < 200
+
+
+def test_a_store_of_masks_is_a_source_and_its_changes_are_seen(tmp_path: Path) -> None:
+    maps = Schema(
+        [
+            Field(name="image", dtype="uint8", shape=(20, 30, 3), axes="H W C", kind="image"),
+            Field(name="ids", dtype="int32", shape=(20, 30), axes="H W", kind="ids"),
+        ]
+    )
+
+    def write(path: Path, ids: np.ndarray) -> Path:
+        rng = np.random.default_rng(0)
+        record: Record = {"image": rng.integers(0, 256, (20, 30, 3), dtype=np.uint8), "ids": ids}
+        write_store(path, maps, [("a", record)])
+        return path
+
+    ids = np.zeros((20, 30), np.int32)
+    ids[3:9, 4:12] = 5
+    first = Segments(open_source(str(write(tmp_path / "first", ids))))
+    assert list(first.keys) == ["a_5"]
+    ids[12:15, 4:12] = 7
+    second = Segments(open_source(str(write(tmp_path / "second", ids))))
+    assert list(second.keys) == ["a_5", "a_7"]  # not the first one's list out of the cache
+    assert first.cheap_keys()[0] != second.cheap_keys()[0]
+
+
 @pytest.mark.parametrize("halfway", [False, True])
 def test_killed_at_any_step_it_ends_with_the_bytes_of_the_clean_run(halfway: bool, tmp_path: Path) -> None:
     coco = write_coco(tmp_path / "coco", 2)
@@ -253,6 +402,26 @@ def test_worker_processes_give_the_same_bytes(coco: Path, tmp_path: Path) -> Non
     report = embed(config(coco, tmp_path / "two", num_workers=2))
     assert report.status == "ok"
     assert data_files(tmp_path / "one") == data_files(tmp_path / "two")
+
+
+def test_an_onnx_session_has_one_thread_in_this_process_as_in_workers(coco: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    (tmp_path / "net.onnx").write_bytes(channel_means(("n", 3, 16, 16)))
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        _, stage = open_input(config(coco, tmp_path / "out", embedder_spec=f"onnx:{tmp_path / 'net.onnx'}"))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    session = vars(stage.embedder)["_opened"].network._session
+    assert session.get_session_options().intra_op_num_threads == 1
+
+
+@pytest.mark.parametrize("batch_size", [1, 8])
+def test_the_model_is_called_with_as_many_as_it_is_opened_for(batch_size: int, coco: Path, tmp_path: Path) -> None:
+    _, stage = open_input(config(coco, tmp_path / "out", batch_size=batch_size))
+    assert vars(stage.embedder)["batch_size"] == stage.model_batch  # compiled, it would be padded to more
 
 
 def test_a_stopped_run_goes_on_where_it_was(coco: Path, tmp_path: Path) -> None:
@@ -385,6 +554,7 @@ def test_verify_finds_vectors_that_are_not_those_of_their_segments(coco: Path, t
         ({"split": "test"}, UsageError, "no split test"),
         ({"data_path": None, "source": "folder:."}, UsageError, "expected a source with image and mask"),
         ({"device": "cuda:63"}, UsageError, "device"),
+        ({"devices": 2}, UsageError, "devices: expected 1 on a CPU"),
     ],
 )
 def test_what_is_wrong_is_said_before_any_work(

@@ -300,9 +300,9 @@ def test_the_bound_holds_for_every_row(tmp_path: Path, rng: np.random.Generator)
     vectors = unit(rng.standard_normal((400, 96)))
     store = Vectors(make_store(tmp_path / "s", vectors))
     query = unit_queries(rng.standard_normal(96), store)
-    for scan in (lambda one: search_module._scan(store, one, 64, 1), lambda one: search_module._scan_half(store, one)):
+    for scan in (search_module._scan, search_module._scan_half):
         best = search_module._Best(store, query[0], 400, np.zeros(0, np.int64))
-        scan([best])
+        scan(store, [best], 64, 2)
         rows = np.concatenate([rows for rows, _ in best.pending])
         fast = np.concatenate([values for _, values in best.pending])
         assert sorted(rows.tolist()) == list(range(400))

@@ -183,9 +183,19 @@ assert main(flags.split()) == 0
 """)
 
 
+def mask_refinement(world: World) -> None:
+    """Scenes of the document's names for each of its programs."""
+    from penstock.compat.refine import write_example
+
+    world.folders = {name: world.root / name for name in ("v1", "v2", "v3", "script", "verbose")}
+    for folder in world.folders.values():
+        write_example(folder, ("scene1", "scene2"), frames=2)
+
+
 WORLDS: dict[str, Callable[[World], None]] = {
     "binary_dataset": binary_dataset,
     "embedding_cache": embedding_cache,
+    "mask_refinement": mask_refinement,
     "sequence_saver": sequence_saver,
 }
 """Document -> what fills its world."""

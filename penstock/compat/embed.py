@@ -244,7 +244,13 @@ def _index(folder: Path, image_id: str, count: int) -> None:
 
 
 def _numbers(values: "torch.Tensor | np.ndarray") -> np.ndarray:
-    return np.asarray(values) if not _is_tensor(values) else values.detach().float().cpu().numpy()
+    return _plain(values.float()) if _is_tensor(values) else np.asarray(values)
+
+
+def _plain(tensor: "torch.Tensor") -> np.ndarray:
+    """NumPy has no bfloat16."""
+    found: np.ndarray = (tensor.float() if tensor.is_floating_point() else tensor).detach().cpu().numpy()
+    return found
 
 
 def _is_tensor(values: object) -> "TypeGuard[torch.Tensor]":
@@ -253,8 +259,8 @@ def _is_tensor(values: object) -> "TypeGuard[torch.Tensor]":
 
 def _pixels(image: "torch.Tensor | np.ndarray") -> np.ndarray:
     """(H, W, 3) uint8."""
-    found = image.detach().cpu().permute(1, 2, 0).numpy() if _is_tensor(image) else np.asarray(image)
-    if found.ndim == 3 and found.shape[0] == 3 and found.shape[2] != 3:
+    found = _plain(image) if _is_tensor(image) else np.asarray(image)
+    if found.ndim == 3 and found.shape[0] == 3 and (_is_tensor(image) or found.shape[2] != 3):
         found = found.transpose(1, 2, 0)
     if found.ndim != 3 or found.shape[2] != 3:
         raise UsageError(f"prep_mask_image: expected an RGB picture, got {np.shape(image)}")

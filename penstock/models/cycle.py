@@ -22,7 +22,7 @@ class CycleModel(nn.Module):
     Args:
         words: the vocabulary.
         max_words: longest caption.
-        width: channels.
+        width: channels at half the size of the picture, a multiple of 8.
         temperature: of soft words.
 
     Raises:
@@ -36,7 +36,7 @@ class CycleModel(nn.Module):
         self.words = ["", "<end>", *words]
         self.max_words, self.temperature = max_words, temperature
         self._number = {word: number for number, word in enumerate(self.words)}
-        size = len(self.words)
+        vocabulary = len(self.words)
         self.look = nn.Sequential(
             _convolution(6, width),
             _convolution(width, width, 2),
@@ -44,10 +44,10 @@ class CycleModel(nn.Module):
             _convolution(width, width),
         )
         self.begin = nn.Linear(2 * width, 2 * width)
-        self.embed = nn.Embedding(size, width)
+        self.embed = nn.Embedding(vocabulary, width)
         self.speak = nn.GRUCell(width, 2 * width)
-        self.choose = nn.Linear(2 * width, size)
-        self.listen = nn.Embedding(size, width)
+        self.choose = nn.Linear(2 * width, vocabulary)
+        self.listen = nn.Embedding(vocabulary, width)
         self.hear = nn.GRU(width, 2 * width, batch_first=True)
         self.down = nn.ModuleList(
             [_convolution(5, width), _convolution(width, width, 2), _convolution(width, width, 2)]

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 BATCHES = {"cpu": 16, "cuda": 256}
 """Pictures per forward pass to begin with."""
 
+_MEMORY = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""In what torch says where memory is short, and has no class for it: on a CPU, and in a library of the GPU's."""
+
 Precision = Literal["fp32", "bf16", "fp16", "graph"]
 
 _log = logging.getLogger("penstock")
@@ -179,7 +182,8 @@ class ModelEmbedder:
         import torch
 
         options = self._options
-        opened = self._load(options.name, options.device)
+        # Unpickled, it asks for the device it was opened on: "auto" may mean another one there.
+        opened = self._load(options.name, self.__dict__.get("device", options.device))
         network = opened.network
         if isinstance(network, torch.nn.Module):
             network.requires_grad_(False).eval().to(opened.device)
@@ -236,7 +240,7 @@ class ModelEmbedder:
                 vectors = self._ready().vectors(output)[: len(pixels)].float()
                 return vectors, ""
         except RuntimeError as error:
-            if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            if isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _MEMORY):
                 return None, str(error)
             if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
                 raise UsageError(f"{self.spec}: torch.compile failed; go without it: {error}") from error

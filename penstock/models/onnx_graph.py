@@ -8,6 +8,8 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from penstock.errors import BadData, MissingExtra, SourceNotFound, UsageError
 from penstock.models.hub import local_path, read_json
 from penstock.models.opened import Opened, hash_files, require_torch, torch_device
@@ -28,6 +30,9 @@ DEFAULTS: dict[str, object] = {
 _KEYS = {"size", "output", *DEFAULTS}
 _OUTPUTS = ("embedding", "embeddings", "image_embeds", "pooler_output")
 _TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8"}
+
+_MEMORY = ("Failed to allocate memory", "out of memory", "bad allocation", "bad_alloc")
+"""In what onnxruntime says where memory is short; it has no class for it."""
 
 _log = logging.getLogger("penstock")
 
@@ -124,7 +129,6 @@ class _Graph:
 
     def __call__(self, pixels: "torch.Tensor") -> "torch.Tensor":
         """Vectors of the pictures; a graph of a fixed batch is run as often as needed, the last time padded."""
-        import numpy as np
         import torch
 
         array = pixels.permute(0, 2, 3, 1).cpu().numpy() if self._is_channels_last else pixels.cpu().numpy()
@@ -132,16 +136,26 @@ class _Graph:
         count, step = len(array), self._batch or len(array)
         if count % step:
             array = np.concatenate([array, np.zeros((step - count % step, *array.shape[1:]), array.dtype)])
-        outputs = [
-            self._session.run([self.output], {self._input: array[start : start + step]})[0]
-            for start in range(0, count, step)
-        ]
+        outputs = [self._run(array[start : start + step]) for start in range(0, count, step)]
         vectors = np.concatenate(outputs).astype(np.float32)[:count]
         if len(vectors) != count or vectors.size != count * vectors.shape[1]:
             raise BadData(
                 f"{self.path}: output {self.output}: expected (N, D), got {vectors.shape} for {count} pictures"
             )
         return torch.from_numpy(vectors.reshape(count, -1)).to(pixels.device)
+
+    def _run(self, array: np.ndarray) -> np.ndarray:
+        """One call of the session; short memory is said as torch says it."""
+        import torch
+        from onnxruntime.capi.onnxruntime_pybind11_state import Fail, RuntimeException
+
+        try:
+            found: np.ndarray = self._session.run([self.output], {self._input: array})[0]
+        except (Fail, RuntimeException) as error:
+            if any(words in str(error) for words in _MEMORY):
+                raise torch.OutOfMemoryError(str(error)) from error
+            raise
+        return found
 
 
 def _transform(path: Path, sides: list[object], sidecar: dict[str, object]) -> PictureTransform:

@@ -1,7 +1,9 @@
 """The knobs of refinement, and their named profiles."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
+
+from penstock.errors import UsageError
 
 Matcher = Literal["prompt", "overlap"]
 Profile = Literal["penstock", "seed"]
@@ -42,7 +44,40 @@ class RefineSettings:
     residual_limit_share: float = 0.02
     """How far the nearest id may be from a pixel that has none, of the diagonal."""
 
+    def __post_init__(self) -> None:
+        """Checks every value.
+
+        Raises:
+            UsageError: a value is out of range; the message names the setting and the range.
+        """
+        for name, known in (("matcher", get_args(Matcher)), ("profile", get_args(Profile))):
+            if getattr(self, name) not in known:
+                raise UsageError(f"{name}: expected one of {', '.join(known)}, got {getattr(self, name)!r}")
+        if self.profile == "seed" and self.matcher != "overlap":
+            raise UsageError(f"profile 'seed' needs matcher 'overlap', got {self.matcher!r}")
+        for name, (low, high) in _SHARES.items():
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise UsageError(f"{name}: expected {low}..{high}, got {value!r}")
+        for name, (lowest, highest) in _COUNTS.items():
+            count = getattr(self, name)
+            if isinstance(count, bool) or not isinstance(count, int) or not lowest <= count <= highest:
+                raise UsageError(f"{name}: expected a whole number {lowest}..{highest}, got {count!r}")
+
     @property
     def uses_gate(self) -> bool:
         """Whether objects pass the gate."""
         return self.gate and self.profile != "seed"
+
+
+_SHARES: dict[str, tuple[float, float]] = {
+    "iou_threshold": (0, 1),
+    "inside_share": (0, 1),
+    "covers_share": (0, 1),
+    "cut_share": (0, 1),
+    "band_share": (0, 0.1),
+    "min_core_recall": (0, 1),
+    "area_change": (0, 100),
+    "residual_limit_share": (0, 1),
+}
+_COUNTS = {"points_per_side": (1, 1024), "min_pixels": (1, 1 << 26), "poles": (1, 64), "negatives": (0, 64)}

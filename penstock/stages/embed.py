@@ -3,7 +3,7 @@
 import multiprocessing
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from penstock.errors import BadData, UsageError
 from penstock.geometry.segment_crops import blend
+from penstock.models.embedders import BATCHES
 from penstock.models.protocols import Embedder
 from penstock.schema import Field, Record, Schema
 from penstock.stages.embed_pixels import FastPixels
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
 
 Path = Literal["fast", "reference"]
 PATHS = get_args(Path)
-MODEL_BATCH = {"cpu": 16, "cuda": 256}
-"""Crops per call of the model, always: so that a row's vector does not depend on how many come with it."""
 _CROP = ("pixels", "inside")
 _CODE = 1
 """Version of the crops: raised whenever the same input would give another one."""
@@ -76,7 +75,7 @@ class EmbedSegments:
     @property
     def model_batch(self) -> int:
         """Crops per call of the model."""
-        return min(self.batch_size, MODEL_BATCH[self.embedder.device.partition(":")[0]])
+        return model_batch(self.batch_size, self.embedder.device)
 
     @property
     def schema(self) -> Schema:
@@ -103,6 +102,9 @@ class EmbedSegments:
     def setup(self, device: str) -> None:
         """Makes the buffers; with several devices, opens the model on this worker's.
 
+        Args:
+            device: as the embedder's; "cuda" is the one GPU that this worker sees, whatever its number is elsewhere.
+
         Raises:
             UsageError: the model's weights have changed, or the device is not the embedder's.
         """
@@ -110,7 +112,7 @@ class EmbedSegments:
         if device not in ("auto", own, own.partition(":")[0]):
             raise UsageError(f"device: the embedder was opened on {own}, asked for {device}")
         kind, _, first = own.partition(":")
-        number = int(first or 0) + _worker_number() % self.devices
+        number = 0 if device == "cuda" else int(first or 0) + _worker_number() % self.devices
         if kind != "cpu" and number != int(first or 0) and self.reopen is not None:
             before = self.embedder.identity()
             self.embedder = self.reopen(device=f"{kind}:{number}")
@@ -129,7 +131,7 @@ class EmbedSegments:
         count = len(records)
         while count > 1 and records[count - 2] is records[count - 1]:
             count -= 1  # the job's padding
-        with _one_thread(self.embedder.device):
+        with one_thread() if self.embedder.device == "cpu" else nullcontext():
             vectors = self._embedded([self._crop(record) for record in records[:count]])
         if not np.isfinite(vectors).all():
             raise BadData(f"{self.embedder.spec}: a vector with numbers that are not finite")
@@ -193,14 +195,23 @@ def _worker_number() -> int:
 
 
 @contextmanager
-def _one_thread(device: str) -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Torch on one thread of the CPU: workers are processes, and the numbers must not depend on how many cores there are."""
     import torch
 
     before = torch.get_num_threads()
-    if device == "cpu":
-        torch.set_num_threads(1)
+    torch.set_num_threads(1)
     try:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def model_batch(rows: int, device: str) -> int:
+    """Crops per call of the model, always: so that a row's vector does not depend on how many come with it.
+
+    Args:
+        rows: of the stage's call.
+        device: "cpu" or "cuda:N".
+    """
+    return min(rows, BATCHES[device.partition(":")[0]])

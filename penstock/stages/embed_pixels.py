@@ -4,7 +4,7 @@ Pillow resizes in two passes, along rows and along columns, and rounds to 8 bits
 order of the Pillow that is installed; what comes out differs from its own by one step of 255 in a few pixels of a thousand.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING
@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 Crop = tuple[np.ndarray, np.ndarray]
 """(h, w, 3) uint8 RGB, and (h, w) uint8 that says where the segment is."""
 
-_ALONG = 32
-"""Crops that a device resizes together, of similar size: padding costs little, and there are few launches."""
+_ALONG, _PIXELS = 32, 1 << 24
+"""Crops that a device resizes together, of similar size: padding costs little, and there are few launches. Fewer where
+they are so large that, padded, they have more pixels than that: each takes some forty bytes on the device."""
 _LONGEST = 8
 """A side that would grow to more than so many times the model's before it is cut is resized where it is cut only."""
 
@@ -141,12 +142,26 @@ def batched_pixels(
     is_turned = [columns_first(shape, placed(shape, transform)[0]) for shape in shapes]
     order = sorted(range(len(crops)), key=lambda number: (is_turned[number], shapes[number]))
     for _, group in groupby(order, key=is_turned.__getitem__):
-        alike = list(group)
-        for some in (alike[start : start + _ALONG] for start in range(0, len(alike), _ALONG)):
+        for some in _bunches(list(group), shapes):
             chosen = [crops[number] for number in some]
             found[torch.tensor(some, device=device)] = _resized_together(chosen, table, transform, device)
     scale, shift = scale_and_shift(transform, device)
     return found.mul_(scale).sub_(shift)
+
+
+def _bunches(order: Sequence[int], shapes: Sequence[tuple[int, ...]]) -> Iterator[list[int]]:
+    """Crops to resize together, at least one."""
+    bunch: list[int] = []
+    height = width = 0
+    for number in order:
+        tall, wide = max(height, shapes[number][0]), max(width, shapes[number][1])
+        if bunch and (len(bunch) == _ALONG or (len(bunch) + 1) * tall * wide > _PIXELS):
+            yield bunch
+            bunch, tall, wide = [], *shapes[number]
+        bunch.append(number)
+        height, width = tall, wide
+    if bunch:
+        yield bunch
 
 
 def _resized_together(

@@ -19,11 +19,14 @@ from penstock.compat.embed_script import main, self_test, write_example
 from penstock.embed import embed
 from penstock.embed_as import embed_as, plan_embed_as
 from penstock.errors import BadData, OutputRefused, RecipeMismatch, UsageError
+from penstock.exporters.embedding_files import Layout
 from penstock.exporters.embedding_rows import open_rows, store_of
 from penstock.exporters.embeddings import read_npz_cache
 from penstock.geometry.segment_crops import reference_crop
 from penstock.store import open_store
+from penstock.store.claims import Claim
 from tests.exporters.test_embeddings import content
+from tests.readers.test_scenes import write_scene
 from tests.store.crash import KillDisk
 from tests.test_embed import change_ids, config, map_of, write_coco
 
@@ -65,6 +68,12 @@ def test_crops_are_those_of_the_cache(tmp_path: Path) -> None:
         prep_mask_image(image, target["masks"], [1], ids)
     with pytest.raises(UsageError, match=r"0\.\.1"):
         prep_mask_image(image.float(), target["masks"], target["labels"], ids)
+    with pytest.raises(UsageError, match="RGB picture"):
+        prep_mask_image(image[0], target["masks"], target["labels"], ids)
+    narrow = prep_mask_image(image[:, :, :3], target["masks"][:1, :, :3] | True, [1], [1], 1.0, pad_ratio=0)
+    assert np.array_equal(np.asarray(narrow[0]), pixels[:, :3])  # a tensor's channels come first, however wide it is
+    halves = prep_mask_image((image / 255).bfloat16(), target["masks"], target["labels"], ids)
+    assert np.abs(np.asarray(halves[0], int) - np.asarray(crops[0], int)).max() <= 2
 
 
 def test_vectors_of_a_picture_are_saved_with_its_row_of_the_index(tmp_path: Path) -> None:
@@ -163,6 +172,30 @@ def test_folders_of_others_are_refused_before_any_work(tmp_path: Path) -> None:
     (tmp_path / "first" / "image_index.tsv").write_text("image_id\tfeat_file\tnum_segments\n")
     with pytest.raises(OutputRefused, match="layout npz, and nothing that says"):
         embed_as(replace(settings, cache_dir=tmp_path / "first"), "npz")
+
+
+@pytest.mark.parametrize("layout", ["npy", "npz"])
+def test_names_that_files_cannot_have_are_refused_before_any_work(layout: Layout, tmp_path: Path) -> None:
+    for scene in ("a", "b"):
+        write_scene(tmp_path / "scenes" / scene)
+    settings = config(tmp_path, tmp_path / "out", data_path=None, source=f"scenes:{tmp_path / 'scenes'}")
+    for run in (embed_as, plan_embed_as):
+        with pytest.raises(UsageError, match=rf"format {layout}: .*a/frame_1 and b/frame_1 have the same image id, 1"):
+            run(settings, layout)
+    assert not (tmp_path / "out").exists()
+    assert embed_as(replace(settings, max_segments=3), layout).status == "ok"  # all of them in the first scene
+
+
+def test_rows_that_another_driver_holds_leave_the_files_unwritten(tmp_path: Path) -> None:
+    settings = replace(config(write_coco(tmp_path / "coco", 4), tmp_path / "out"), part_rows=8)
+    embed_as(settings, "npy", stop=lambda: "SIGTERM")
+    claim = Claim(store_of(tmp_path / "out") / "part-00001")
+    claim.acquire()
+    report = embed_as(settings, "npy")
+    claim.release()
+    assert (report.missing, report.interrupted, content(tmp_path / "out")) == (8, "", {})
+    assert embed_as(settings, "npy").status == "ok"
+    assert len(content(tmp_path / "out")) == 21
 
 
 def test_the_script_has_the_defaults_of_the_seed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

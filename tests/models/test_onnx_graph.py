@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +85,35 @@ def test_graphs_that_do_not_fit(tmp_path: Path) -> None:
             open_embedder(write(folder, content, sidecar), device="cpu")
     with pytest.raises(SourceNotFound, match="no file"):
         open_embedder(f"onnx:{tmp_path}/none.onnx")
+
+
+def test_short_memory_is_known_by_its_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from onnxruntime.capi.onnxruntime_pybind11_state import Fail, RuntimeException
+
+    embedder = open_embedder(write(tmp_path, channel_means(("n", 3, 6, 8))), device="cpu", batch_size=8)
+    graph = vars(embedder)["_opened"].network
+    run, sizes = graph._session.run, []
+
+    class Session:
+        words = "BFCArena: Failed to allocate memory for requested buffer of size 9"
+        error: type[Exception] = RuntimeException
+
+        def run(self, outputs: object, feeds: Mapping[str, np.ndarray]) -> object:
+            (pixels,) = feeds.values()
+            sizes.append(len(pixels))
+            if len(pixels) > 3:
+                raise self.error(self.words)
+            return run(outputs, feeds)
+
+    monkeypatch.setattr(graph, "_session", Session())
+    pixels = torch.rand(7, 3, 6, 8)
+    assert embedder.embed(pixels).shape == (7, 3)
+    assert sizes == [7, 3, 3, 1]
+    monkeypatch.setattr(Session, "words", "Non-zero status code")
+    monkeypatch.setattr(Session, "error", Fail)
+    monkeypatch.setattr(embedder, "batch_size", 8)
+    with pytest.raises(Fail, match="Non-zero"):
+        embedder.embed(pixels)
 
 
 def test_one_of_several_outputs_by_its_usual_name(tmp_path: Path) -> None:

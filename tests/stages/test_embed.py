@@ -14,6 +14,7 @@ from penstock.models.embedders import open_embedder
 from penstock.models.protocols import Embedder, PictureTransform
 from penstock.models.transform import picture_pixels
 from penstock.schema import Field, Record, Schema
+from penstock.stages import embed_pixels
 from penstock.stages.embed import EmbedSegments
 from penstock.stages.embed_pixels import FastPixels, batched_pixels, columns_first
 
@@ -140,6 +141,36 @@ def test_a_vector_does_not_depend_on_its_company() -> None:
     together = vectors_of(stage, records)
     alone = np.concatenate([vectors_of(stage, [record] * 8)[:1] for record in records])
     np.testing.assert_array_equal(together, alone)
+
+
+@pytest.mark.parametrize(("asked", "first", "opened"), [("cuda", 1, 0), ("cuda:1", 1, None), ("cuda", 0, None)])
+def test_a_worker_that_sees_one_gpu_takes_it_whatever_its_number(asked: str, first: int, opened: int | None) -> None:
+    own = pickle.loads(pickle.dumps(tiny()))
+    own.device = f"cuda:{first}"
+    calls: list[str] = []
+
+    def reopen(*, device: str) -> Embedder:
+        calls.append(device)
+        return tiny()
+
+    stage = EmbedSegments(embedder=own, segments=SEGMENTS, recipe="native", pad_ratio=0.1, batch_size=8, reopen=reopen)
+    stage.setup(asked)
+    assert calls == ([] if opened is None else [f"cuda:{opened}"])
+
+
+@pytest.mark.parametrize("largest", [1, 5000, 1 << 24])
+def test_large_crops_are_resized_together_with_fewer_others(largest: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embed_pixels, "_PIXELS", largest)
+    crops = [crop_of(*size) for size in SIZES[::3]]
+    shapes = [inside.shape for _, inside in crops]
+    bunches = list(embed_pixels._bunches(range(len(crops)), shapes))
+    assert [number for bunch in bunches for number in bunch] == list(range(len(crops)))
+    for bunch in bunches:
+        tall, wide = (max(shapes[number][axis] for number in bunch) for axis in (0, 1))
+        assert len(bunch) == 1 or (len(bunch) <= 32 and len(bunch) * tall * wide <= largest)
+    found = batched_pixels(crops, blend_table(0.3), SQUARE, "cpu")
+    monkeypatch.setattr(embed_pixels, "_PIXELS", 1 << 24)
+    assert float((found - batched_pixels(crops, blend_table(0.3), SQUARE, "cpu")).abs().max()) < 0.05
 
 
 def test_padding_is_not_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:

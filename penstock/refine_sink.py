@@ -1,0 +1,214 @@
+"""Where refined frames go: each map and its confidence as files of their own, the rest as a row of the store beside them.
+
+A worker writes both files, flushed, under other names, and renames them; then the row. The driver flushes the folders and
+commits the row. So a done row has its files, whatever happened in between; a file without a row is made anew.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from penstock.errors import RowError
+from penstock.refine_files import Existing, Outputs
+from penstock.schema import Record, Schema
+from penstock.source import Candidate
+from penstock.stages.refine import CONTENTS
+from penstock.store import Store, StoreSink
+from penstock.store.commit import Admission, Commit
+from penstock.store.disk import Disk
+from penstock.store.layout import Layout
+from penstock.store.manifest import NAME, Manifest
+from penstock.store.store import open_part
+from penstock.store.write import Encoded, RowWriter, Ticket, Written
+
+PART_ROWS = 1024
+"""Frames of a part: what a driver claims at once, so that several hosts can share a run."""
+
+
+class FrameWriter(RowWriter):
+    """What a worker writes with: the contents of a record become files, the rest a row."""
+
+    def __init__(self, schema: Schema, layout: Layout, disk: Disk, outputs: Outputs) -> None:
+        super().__init__(schema, layout, disk)
+        self.outputs = outputs
+
+    def encode(self, record: Record) -> Encoded:
+        """The row's values and the files' bytes.
+
+        Raises:
+            SchemaError: the record does not fit the schema.
+        """
+        rest = super().encode({name: value for name, value in record.items() if name not in CONTENTS})
+        return rest | {name: np.asarray(record[name]) for name in CONTENTS}
+
+    def write_rows(self, folder: Path, position: int, rows: Sequence[Encoded]) -> list[Written]:
+        """Puts the files of each row in their places, the confidence before its map; then writes the rows.
+
+        Raises:
+            OutputFull: no room.
+        """
+        sizes = [self._put_files(row) for row in rows]
+        written = super().write_rows(folder, position, rows)
+        return [replace(one, size=one.size + size) for one, size in zip(written, sizes, strict=True)]
+
+    def _put_files(self, row: Encoded) -> int:
+        ids, confidence = (row[name].tobytes() for name in CONTENTS)
+        if not ids:
+            return 0  # somebody else's map is kept
+        path = row["path"].tobytes().decode()
+        for name, content in ((self.outputs.confidence(path), confidence), (self.outputs.file(path), ids)):
+            self._put(self.outputs.root / name, content)
+        return len(ids) + len(confidence)
+
+    def _put(self, path: Path, content: bytes) -> None:
+        """Writes a file aside, flushes it, and renames it; the folder is flushed by the driver, once for many."""
+        fresh = path.with_name(f"{path.name}.new")
+        self.disk.make_directory(path.parent)
+        fresh.unlink(missing_ok=True)
+        try:
+            self.disk.write(fresh, content, 0)
+            self.disk.sync(fresh)
+        except OSError:
+            fresh.unlink(missing_ok=True)
+            raise
+        finally:
+            self.disk.close(fresh)
+        os.replace(fresh, path)
+
+
+class RefineSink(StoreSink):
+    """A store whose rows have files elsewhere (see `penstock.store.StoreSink`).
+
+    A done row whose files are gone, or of another size than recorded, is computed anew. What penstock had made of a frame
+    that fails now is removed; somebody else's map never is.
+
+    Args:
+        outputs: where the files lie; the store is `outputs.store`.
+        schema: of the stage, with its files.
+        existing: "replace" computes the frames anew for which somebody else's map was kept.
+        identity, attributes, provenance, durability, part_rows, disk: as `StoreSink`.
+
+    Attributes:
+        foreign: keys of the frames to be computed in whose place somebody else's map was.
+    """
+
+    def __init__(
+        self,
+        outputs: Outputs,
+        schema: Schema,
+        *,
+        existing: Existing,
+        identity: Mapping[str, object],
+        attributes: Mapping[str, object],
+        provenance: Mapping[str, object],
+        durability: str = "power",
+        part_rows: int | None = None,
+        disk: Disk | None = None,
+    ) -> None:
+        super().__init__(
+            outputs.store,
+            rows_schema(schema),
+            identity=identity,
+            attributes=attributes,
+            provenance=provenance,
+            durability=durability,
+            part_rows=part_rows or PART_ROWS,
+            disk=disk,
+        )
+        self.outputs = outputs
+        self.existing = existing
+        self.foreign: list[str] = []
+        self._unflushed: set[Path] = set()
+        self._rows = open_rows(outputs.store)
+
+    def writer(self) -> FrameWriter:
+        """What a worker writes rows with; pickles."""
+        return FrameWriter(self.schema, self.layout, self.disk.for_worker(), self.outputs)
+
+    def admit(
+        self, candidates: Sequence[Candidate], *, retry_failed: bool = False, grow: bool = False
+    ) -> list[Admission]:
+        """As `StoreSink.admit`; a done row without its files is to be computed."""
+        admitted = super().admit(candidates, retry_failed=retry_failed, grow=grow)
+        found = [self._checked(*pair) for pair in zip(candidates, admitted, strict=True)]
+        for candidate, admission in zip(candidates, found, strict=True):
+            if admission.verdict == "compute" and self.outputs.is_foreign(candidate.origin):
+                self.foreign.append(candidate.key)
+        return found
+
+    def commit(self, commit: Commit) -> None:
+        """Takes one finished row; of a failed one the files of an earlier run are removed."""
+        if commit.written is None:
+            self.outputs.remove(commit.source)
+        names = self.outputs.file(commit.source), self.outputs.confidence(commit.source)
+        self._unflushed |= {(self.outputs.root / name).parent for name in names}
+        super().commit(commit)
+
+    def flush(self) -> None:
+        """The folders of the files first, then the rows."""
+        for folder in sorted(self._unflushed):
+            if folder.is_dir():
+                self.disk.sync_directory(folder)
+        self._unflushed.clear()
+        super().flush()
+
+    def _checked(self, candidate: Candidate, admission: Admission) -> Admission:
+        if admission.verdict not in ("done", "compare"):
+            return admission
+        row, sizes = self._row_files(candidate.key), self.outputs.sizes(candidate.origin)
+        why = why_anew(row, sizes, self.existing)
+        if not why:
+            return admission
+        ticket: Ticket | None = self.recompute(candidate)
+        if ticket is None:
+            return Admission(verdict="held")
+        if why == "files gone":  # a map of the size that we wrote is ours although its confidence is gone
+            is_ours = not int(np.asarray(row["kept_existing"])) and sizes[0] == int(np.asarray(row["file_bytes"]))
+            self.outputs.remove(candidate.origin, is_ours=is_ours)
+        return Admission(verdict="compute", ticket=ticket)
+
+    def _row_files(self, key: str) -> Record:
+        """`ROW_FILES` of a done row."""
+        try:
+            return self._rows.read(self._rows.find(key), ROW_FILES)
+        except (KeyError, RowError):  # another driver has done it since the store was opened
+            self._rows = open_rows(self.outputs.store)
+        return self._rows.read(self._rows.find(key), ROW_FILES)
+
+
+ROW_FILES = ("kept_existing", "file_bytes", "confidence_bytes")
+"""What `why_anew` asks of a row."""
+
+
+def why_anew(row: Record, sizes: tuple[int, int], existing: Existing) -> str:
+    """Why a done row with unchanged input is computed again: "files gone", "replace existing", or "" where it is not.
+
+    Args:
+        row: its `ROW_FILES`.
+        sizes: bytes of its map and of its confidence as they are now.
+        existing: as in `RefineSink`.
+    """
+    kept, file_bytes, confidence_bytes = (int(np.asarray(row[name])) for name in ROW_FILES)
+    if kept and existing == "replace":
+        return "replace existing"
+    has_files = sizes[0] == file_bytes and (kept or sizes[1] == confidence_bytes)
+    return "" if has_files else "files gone"
+
+
+def rows_schema(schema: Schema) -> Schema:
+    """What the store holds of the stage's records: all but the files."""
+    return Schema(field for field in schema.fields if field.name not in CONTENTS)
+
+
+def open_rows(path: Path) -> Store:
+    """The store as its writer sees it: of a part that is being computed anew the next version. An empty one where there is
+    none yet."""
+    if not (path / NAME).exists():
+        return Store(path, Schema([]), [], {})
+    manifest = Manifest.load(path)
+    layout = Layout.of(manifest.schema)
+    newest = [replace(one, name=one.draft, draft="", sealed=False) if one.draft else one for one in manifest.parts]
+    return Store(path, manifest.schema, [open_part(path, one, layout) for one in newest], manifest.attributes)
