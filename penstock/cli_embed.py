@@ -1,6 +1,7 @@
 """The command line of the embedding system: embed, search, dedup, zero-shot, map."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -10,7 +11,10 @@ from penstock.report import dump_json
 
 if TYPE_CHECKING:
     from penstock.embed import EmbedConfig
+    from penstock.embed_verify import Verified
     from penstock.jobs import Launcher
+    from penstock.models.protocols import Embedder
+    from penstock.report import Report
     from penstock.source import Source
     from penstock.store import Store
 
@@ -105,9 +109,13 @@ def embed(
     quiet
         No progress on stderr.
     """
-    from penstock.embed import EmbedConfig
+    from penstock.embed import EmbedConfig, open_segments
     from penstock.embed_as import embed_as, plan_embed_as
+    from penstock.embed_verify import verify_sample as verify_sample_of
+    from penstock.errors import UsageError
 
+    if verify_sample < 0:
+        raise UsageError(f"--verify-sample {verify_sample}: expected a number of rows, or 0 for none")
     config = EmbedConfig(
         cache_dir=cache_dir, data_path=data_path, source=source, split=split, embedder_spec=embedder_spec,
         batch_size=batch_size, num_workers=num_workers, device=device, devices=devices, bg_alpha=bg_alpha,
@@ -120,11 +128,20 @@ def embed(
               f"about {plan['seconds_estimate']} s on {plan['workers']} workers")  # fmt: skip
         return OK
     workers = _launcher(config, launcher, ray_address)
-    code = run_job(
-        lambda progress, stop: embed_as(config, format, on_progress=progress, stop=stop, launcher=workers),
-        cache_dir, quiet=quiet, json=json,
-    )  # fmt: skip
-    return code or (_verify(config, verify_sample) if verify_sample else OK)
+    checks: list[Verified] = []
+
+    def run(progress: "Callable[[Report], None]", stop: "Callable[[], str]") -> "Report":
+        report = embed_as(config, format, on_progress=progress, stop=stop, launcher=workers)
+        if verify_sample and report.done and not report.interrupted:
+            checks.append(verify_sample_of(_store(cache_dir), open_segments(config).source, verify_sample))
+            report.notes["verified"] = checks[0].to_json()
+        return report
+
+    code = run_job(run, cache_dir, quiet=quiet, json=json)
+    for check in checks:
+        print(f"{len(check.keys)} rows computed again: cosine {check.least:.6f} at least, {check.median:.6f} in the median",
+              file=sys.stderr)  # fmt: skip
+    return code or (OK if all(check.is_good for check in checks) else FAULT)
 
 
 def search(
@@ -166,9 +183,7 @@ def search(
     vectors, query = Vectors(store), read_query(store, like)
     embedder = None
     if query.kind != "key":
-        from penstock.models.embedders import open_embedder
-
-        embedder = open_embedder(embedder_spec or str(store.attributes.get("spec", "")), device=device)
+        embedder = _embedder_of(store, embedder_spec, device)
     rows, scores = neighbours(vectors, query_vector(vectors, query, embedder)[None], top=top)
     found = hits(store, rows[0], scores[0])
     page = None
@@ -297,6 +312,10 @@ def _launcher(config: "EmbedConfig", launcher: str, address: str | None) -> "Lau
         if address is not None:
             raise UsageError(f"--ray-address {address}: expected none with the local launcher; say --launcher ray")
         return None
+    if config.devices > 1:
+        raise UsageError(
+            f"--launcher ray: each worker has a GPU of its own; expected no --devices, got {config.devices}"
+        )
     if config.num_workers == 0:
         raise UsageError("--launcher ray: expected workers, got --num-workers 0, which works in this process")
     from penstock.launch.ray import Ray
@@ -304,14 +323,23 @@ def _launcher(config: "EmbedConfig", launcher: str, address: str | None) -> "Lau
     return Ray(config.num_workers if config.num_workers > 0 else None, address=address, timeout_s=config.timeout_s)
 
 
-def _verify(config: "EmbedConfig", count: int) -> int:
-    from penstock.embed import open_input
-    from penstock.embed_verify import verify_sample
+def _embedder_of(store: "Store", spec: str | None, device: str) -> "Embedder":
+    """The model that made a store, or the one of a spec: it must be the same, or scores mean nothing.
 
-    verified = verify_sample(_store(config.cache_dir), open_input(config)[0].source, count)
-    print(f"{count} rows computed again: cosine {verified.least:.6f} at least, {verified.median:.6f} in the median",
-          file=sys.stderr)  # fmt: skip
-    return OK if verified.is_good else FAULT
+    Raises:
+        UsageError: the store does not say what made it, and neither does the spec; or as `open_embedder`.
+        RecipeMismatch: it is another model.
+    """
+    from penstock.embed_verify import refuse_other_model
+    from penstock.errors import UsageError
+    from penstock.models.embedders import open_embedder
+
+    known = spec or str(store.attributes.get("spec", ""))
+    if not known:
+        raise UsageError(f"{store.path}: does not say which model made it; say --embedder-spec")
+    embedder = open_embedder(known, device=device)
+    refuse_other_model(store, embedder)
+    return embedder
 
 
 def _store(path: Path) -> "Store":

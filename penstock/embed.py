@@ -6,7 +6,7 @@ import platform
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,16 +15,18 @@ from typing import Literal
 import numpy as np
 
 import penstock
-from penstock.errors import BadData, RecipeMismatch, UsageError
+from penstock.embed_place import output_of, settle, take_place
+from penstock.errors import BadData, UsageError
 from penstock.jobs import Job, Launcher
 from penstock.launch.local import Inline, Local
 from penstock.models.embedders import open_embedder
+from penstock.models.opened import require_torch, torch_device
 from penstock.registry import open_source
 from penstock.report import Budget, Report
 from penstock.schema import Record
 from penstock.segments import RECIPES, Recipe, Segments
 from penstock.source import Source
-from penstock.stages.embed import PATHS, EmbedSegments, attributes_of
+from penstock.stages.embed import PATHS, EmbedSegments, attributes_of, model_batch, one_thread
 from penstock.stages.embed import Path as CropPath
 from penstock.store.disk import Disk
 from penstock.store.layout import Layout
@@ -32,7 +34,7 @@ from penstock.store.manifest import NAME, Manifest
 from penstock.store.output import refused_if_unwritable
 from penstock.store.rows import DONE, FAILED
 from penstock.store.sink import StoreSink
-from penstock.store.state import check_output, known_rows
+from penstock.store.state import known_rows
 
 COMMAND = "embed"
 DEFAULT_SPEC = "openclip:timm/ViT-B-16-SigLIP"
@@ -65,7 +67,7 @@ class EmbedConfig:
     device: str = "auto"
     """"auto" (a GPU where there is one), "cpu", "cuda", "cuda:1"."""
     devices: int = 1
-    """GPUs to share the work, from `device` on."""
+    """GPUs to share the work, from `device` on; not with the Ray launcher, whose workers each have a GPU of their own."""
     bg_alpha: float = 0.3
     """Share of the picture that is left outside the mask; the rest is mid-grey."""
     pad_ratio: float = 0.1
@@ -126,6 +128,7 @@ def embed(
     *,
     on_progress: Callable[[Report], None] = lambda report: None,
     stop: Callable[[], str] = lambda: "",
+    check: Callable[[Sequence[str]], None] = lambda keys: None,
     launcher: Launcher | None = None,
     disk: Disk | None = None,
 ) -> Report:
@@ -133,12 +136,14 @@ def embed(
 
     Rows are in the source's order, keys are its keys (`<picture>_<segment>` for COCO panoptic). Interrupted or finished,
     the same call does only what is missing, and what has changed: a segment is computed anew if its crop, its mask or
-    what is said of it is other than before. A segment that cannot be read is a failed row.
+    what is said of it is other than before. A segment that cannot be read is a failed row. One that the source no longer
+    has keeps its row; the report's note `left_over` counts these.
 
     Args:
         config: see `EmbedConfig`.
         on_progress: called after every batch with the report so far.
         stop: asked between batches; a non-empty answer ends the run after the rows in hand.
+        check: given the keys of all rows before any work; what it raises ends the run.
         launcher: where batches are run; None: worker processes on this machine.
         disk: the write seam; tests replace it.
 
@@ -152,14 +157,20 @@ def embed(
     """
     started = time.monotonic()
     segments, stage = open_input(config)
-    output = _output(config, stage)
+    check(segments.keys[: config.max_segments])
+    settle(config.cache_dir)
+    output = output_of(config.cache_dir, stage.identity(), stage.schema, on_change=config.on_change)
     report = Report(command=COMMAND, output=str(config.cache_dir))
     budget = Budget.parse(config.max_failures) if config.max_failures is not None else None
     report.budget = budget or report.budget
     report.notes |= {"config": config.to_json(), "dim": stage.embedder.dim, "spec": stage.embedder.spec}
     if segments.crowds_left_out:
         report.notes["crowds_left_out"] = segments.crowds_left_out
-    reasons = _reasons(config, segments, output)
+    known = known_rows(output)
+    reasons = _reasons(config, segments, known)
+    left_over = _left_over(segments, known)
+    if left_over:
+        report.notes["left_over"] = left_over
     sink = _open_sink(config, stage, output, disk)  # also removes what a run killed right after its last row left
     if _is_sealed(output) and not sum(reasons[reason] for reason in _COMPUTED):
         sink.release()
@@ -167,6 +178,8 @@ def embed(
         report.done, report.failed = reasons["done"], report.planned - reasons["done"]
         report.problems = [vars(problem) for problem in segments.problems]
         report.notes["unchanged"] = True
+        if output != config.cache_dir:  # killed when the last row was done
+            take_place(output, config.cache_dir)
         report.seconds = time.monotonic() - started
         return report
     job = Job(
@@ -184,12 +197,16 @@ def embed(
     )
     job.run()
     if output != config.cache_dir and not report.missing and not report.interrupted:
-        _take_place(output, config.cache_dir)
+        take_place(output, config.cache_dir)
     return report
 
 
-def plan_embed(config: EmbedConfig) -> dict[str, object]:
+def plan_embed(config: EmbedConfig, *, check: Callable[[Sequence[str]], None] = lambda keys: None) -> dict[str, object]:
     """What `embed` would do, and why; writes nothing.
+
+    Args:
+        config: see `EmbedConfig`.
+        check: as of `embed`.
 
     Returns:
         Plain values: counts by reason, bytes, and an estimate of the seconds from two segments.
@@ -198,8 +215,10 @@ def plan_embed(config: EmbedConfig) -> dict[str, object]:
         As `embed`.
     """
     segments, stage = open_input(config)
-    output = _output(config, stage)
-    reasons = _reasons(config, segments, output)
+    check(segments.keys[: config.max_segments])
+    output = output_of(config.cache_dir, stage.identity(), stage.schema, on_change=config.on_change)
+    known = known_rows(output)
+    reasons = _reasons(config, segments, known)
     todo = sum(reasons[reason] for reason in _COMPUTED)
     row_bytes = Layout.of(stage.schema).row_bytes
     seconds = _probe(segments, stage) if todo else 0.0
@@ -210,6 +229,7 @@ def plan_embed(config: EmbedConfig) -> dict[str, object]:
         "output": str(config.cache_dir),
         "rows": {"planned": sum(reasons.values()), "to_do": todo},
         "reasons": dict(reasons),
+        "left_over": _left_over(segments, known),
         "bytes_to_write": todo * row_bytes,
         "bytes_free": shutil.disk_usage(_existing(config.cache_dir)).free,
         "seconds_per_row": round(seconds, 4),
@@ -223,11 +243,11 @@ def plan_embed(config: EmbedConfig) -> dict[str, object]:
     }
 
 
-def open_input(config: EmbedConfig) -> tuple[Segments, EmbedSegments]:
-    """The segments and the stage of a configuration, the model opened.
+def open_segments(config: EmbedConfig) -> Segments:
+    """The segments of a configuration.
 
     Raises:
-        UsageError, MissingExtra, SourceNotFound, BadData: as `embed`.
+        UsageError, SourceNotFound, BadData: as `embed`.
     """
     if config.data_path is not None:
         from penstock.readers.coco_panoptic import CocoPanoptic
@@ -235,11 +255,25 @@ def open_input(config: EmbedConfig) -> tuple[Segments, EmbedSegments]:
         source: Source = CocoPanoptic(config.data_path, split=config.split)
     else:
         source = open_source(config.source or "")
-    segments = Segments(source, pad_ratio=config.pad_ratio, recipe=config.recipe)
+    return Segments(source, pad_ratio=config.pad_ratio, recipe=config.recipe)
+
+
+def open_input(config: EmbedConfig) -> tuple[Segments, EmbedSegments]:
+    """The segments and the stage of a configuration, the model opened.
+
+    Raises:
+        UsageError, MissingExtra, SourceNotFound, BadData: as `embed`.
+    """
+    segments = open_segments(config)
+    require_torch("train")
+    rows = config.batch_size * ROWS_PER_PICTURE
     reopen = partial(
-        open_embedder, config.embedder_spec, amp=config.amp, amp_bf16=config.amp_bf16, compile=config.compile
-    )
-    embedder = reopen(device=config.device)
+        open_embedder, config.embedder_spec, amp=config.amp, amp_bf16=config.amp_bf16, compile=config.compile,
+        batch_size=model_batch(rows, torch_device(config.device)),
+    )  # fmt: skip
+    with one_thread():  # as in workers: an ONNX session keeps the number of threads that it begins with
+        embedder = reopen(device=config.device)
+    _refuse_devices(config, embedder.device)
     stage = EmbedSegments(
         embedder=embedder,
         segments=segments.schema,
@@ -247,7 +281,7 @@ def open_input(config: EmbedConfig) -> tuple[Segments, EmbedSegments]:
         pad_ratio=config.pad_ratio,
         bg_alpha=config.bg_alpha,
         path=config.path,
-        batch_size=config.batch_size * ROWS_PER_PICTURE,
+        batch_size=rows,
         devices=config.devices,
         reopen=reopen,
     )
@@ -255,12 +289,27 @@ def open_input(config: EmbedConfig) -> tuple[Segments, EmbedSegments]:
     return segments, stage
 
 
+def _refuse_devices(config: EmbedConfig, device: str) -> None:
+    """Raises:
+    UsageError: several devices, and not as many GPUs, or not as many workers.
+    """
+    kind, _, first = device.partition(":")
+    if config.devices == 1:
+        return
+    if kind == "cpu":
+        raise UsageError(f"devices: expected 1 on a CPU, whose cores the workers share, got {config.devices}")
+    torch_device(f"{kind}:{int(first) + config.devices - 1}")
+    if 0 <= config.num_workers < config.devices:
+        raise UsageError(
+            f"devices: expected a worker for each of {config.devices}, got num-workers {config.num_workers}"
+        )
+
+
 _COMPUTED = ("missing", "changed input", "failed before")
 
 
-def _reasons(config: EmbedConfig, segments: Segments, output: Path) -> Counter[str]:
+def _reasons(config: EmbedConfig, segments: Segments, known: Mapping[str, tuple[int, int]]) -> Counter[str]:
     """How many rows are to be computed, or not, and why."""
-    known = known_rows(output)
     reasons: Counter[str] = Counter()
     nothing = 0, 0
     rows = zip(segments.keys, segments.cheap_keys(), strict=True)
@@ -277,6 +326,11 @@ def _reasons(config: EmbedConfig, segments: Segments, output: Path) -> Counter[s
     return reasons
 
 
+def _left_over(segments: Segments, known: Mapping[str, tuple[int, int]]) -> int:
+    """Rows of the output that the source no longer has; they stay, and are said."""
+    return len(known) - sum(map(known.__contains__, segments.keys)) if known else 0
+
+
 def _is_sealed(output: Path) -> bool:
     if not (output / NAME).exists():
         return False
@@ -284,42 +338,12 @@ def _is_sealed(output: Path) -> bool:
     return bool(parts) and all(entry.sealed and not entry.draft for entry in parts)
 
 
-def _output(config: EmbedConfig, stage: EmbedSegments) -> Path:
-    """Where rows go: the output, or a folder beside it that will take its place.
-
-    Raises:
-        OutputRefused, RecipeMismatch: see `embed`.
-    """
-    place = config.cache_dir
-    fresh, old = (place.with_name(f"{place.name}.{word}") for word in ("recompute", "old"))
-    if not place.exists() and fresh.exists() and old.exists():  # killed while the two changed places
-        fresh.rename(place)
-    try:
-        check_output(place, stage.identity(), stage.schema)
-    except RecipeMismatch:
-        if config.on_change == "refuse":
-            raise
-        check_output(fresh, stage.identity(), stage.schema)
-        return fresh
-    return place
-
-
-def _take_place(fresh: Path, place: Path) -> None:
-    old = place.with_name(f"{place.name}.old")
-    if old.exists():
-        shutil.rmtree(old)
-    place.rename(old)
-    fresh.rename(place)
-    shutil.rmtree(old)
-
-
 def _open_sink(config: EmbedConfig, stage: EmbedSegments, output: Path, disk: Disk | None) -> StoreSink:
-    libraries: Callable[[], Mapping[str, str]] = getattr(stage.embedder, "libraries", dict)
     provenance = {
         "penstock": penstock.__version__,
         "numpy": np.__version__,
         "python": platform.python_version(),
-        "libraries": dict(libraries()),
+        "libraries": dict(stage.embedder.libraries()),
         "host": platform.node(),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "config": config.to_json(),

@@ -1,12 +1,15 @@
 """`penstock embed --format npy|npz`: the job writes its store into `.penstock/store` of the folder, files are made from it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Literal, get_args
 
+import numpy as np
+
 from penstock.embed import EmbedConfig, embed, plan_embed
-from penstock.errors import OutputRefused, UsageError
-from penstock.exporters.embedding_rows import open_rows, store_of
+from penstock.errors import BadData, OutputRefused, UsageError
+from penstock.exporters.embedding_rows import VectorRows, named, open_rows, store_of
 from penstock.exporters.embeddings import put_vectors, require_free
 from penstock.jobs import Launcher
 from penstock.report import Report
@@ -36,7 +39,7 @@ def embed_as(
 
     Raises:
         OutputRefused: `cache_dir` holds files of another format or another program; nothing was touched.
-        BadData: two pictures have one image id, or a segment id does not fit; the store is whole, see `export_vectors`.
+        UsageError: two pictures have one image id, or a segment id does not fit, see `export_vectors`; nothing was touched.
         UsageError, MissingExtra, SourceNotFound, RecipeMismatch, BudgetExceeded, OutputFull: as `embed`.
     """
     if format not in FORMATS:
@@ -44,11 +47,14 @@ def embed_as(
     if format == "store":
         return embed(config, on_progress=on_progress, stop=stop, launcher=launcher, disk=disk)
     inner = _inner(config, format)
-    report = embed(inner, on_progress=on_progress, stop=stop, launcher=launcher, disk=disk)
+    report = embed(
+        inner, on_progress=on_progress, stop=stop, check=lambda keys: _refuse_names(keys, config, format),
+        launcher=launcher, disk=disk,
+    )  # fmt: skip
     report.output = str(config.cache_dir)
     report.notes |= {"format": format, "store": str(inner.cache_dir)}
-    if report.interrupted:
-        report.notes["files"] = "not written: the run was stopped; the same call goes on"
+    if report.interrupted or report.missing:
+        report.notes["files"] = "not written: not every row was computed; the same call goes on"
         return report
     with refused_if_unwritable(config.cache_dir):
         put = put_vectors(open_rows(inner.cache_dir, layout="store"), config.cache_dir, format, disk=disk)
@@ -67,7 +73,19 @@ def plan_embed_as(config: EmbedConfig, format: Format = "store") -> dict[str, ob
         raise UsageError(f"format: expected {', '.join(FORMATS)}, got {format!r}")
     if format == "store":
         return {**plan_embed(config), "format": format}
-    return {**plan_embed(_inner(config, format)), "output": str(config.cache_dir), "format": format}
+    plan = plan_embed(_inner(config, format), check=lambda keys: _refuse_names(keys, config, format))
+    return {**plan, "output": str(config.cache_dir), "format": format}
+
+
+def _refuse_names(keys: Sequence[str], config: EmbedConfig, layout: Format) -> None:
+    """Raises:
+    UsageError: these rows cannot lie in files of this layout.
+    """
+    where = Path(config.source or str(config.data_path))
+    try:
+        named(VectorRows(where=where, layout="store", keys=list(keys), labels=np.zeros(0, np.int32)), layout)
+    except BadData as error:
+        raise UsageError(f"format {layout}: {error}; the format store takes any keys") from error
 
 
 def _inner(config: EmbedConfig, layout: str) -> EmbedConfig:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -76,9 +75,8 @@ def verify_sample(
         raise UsageError(
             f"{store.path}: expected a store of vectors as penstock embed makes it; it has {list(store.schema)}"
         )
-    made_by = Manifest.load(store.path).identity["embedder"]
     embedder = embedder or open_embedder(str(said["spec"]), device="cpu")
-    _refuse_other_weights(store.path, made_by, embedder.identity())
+    refuse_other_model(store, embedder)
     segments = Segments(source, pad_ratio=said["pad_ratio"], recipe=said["recipe"])  # type: ignore[arg-type]  # as written
     done = store.done_rows()
     rows = np.arange(len(store)) if done is None else done
@@ -112,10 +110,17 @@ def _again(segments: Segments, place: int | None, embedder: Embedder, bg_alpha: 
     return unit
 
 
-def _refuse_other_weights(path: Path, made_by: object, now: Mapping[str, object]) -> None:
-    """Precision and device may differ, the model may not."""
-    known: Mapping[str, object] = made_by if isinstance(made_by, Mapping) else {}
-    changed = [name for name in ("spec", "weights", "transform", "dim") if known.get(name) != now.get(name)]
+def refuse_other_model(store: Store, embedder: Embedder) -> None:
+    """Makes sure that a model is the one that made a store, where the store says. Precision, device and spec may differ.
+
+    Raises:
+        RecipeMismatch: another one; each difference is named.
+    """
+    made_by = Manifest.load(store.path).identity.get("embedder")
+    now = embedder.identity()
+    known: Mapping[str, object] = made_by if isinstance(made_by, Mapping) else now
+    changed = [name for name in ("weights", "transform", "dim") if known.get(name) != now.get(name)]
     if changed:
         lines = [f"{name}: store {known.get(name)!r}, now {now.get(name)!r}" for name in changed]
-        raise RecipeMismatch(f"{path} was made with another model:\n  " + "\n  ".join(lines))
+        head = f"{store.path} was made with another model, {known.get('spec')!r}, now {now.get('spec')!r}"
+        raise RecipeMismatch(f"{head}:\n  " + "\n  ".join(lines))

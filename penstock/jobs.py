@@ -101,6 +101,7 @@ class Job:
     """Asked between batches; a non-empty answer (a signal's name) ends the run after the rows in hand."""
     _again: deque[Order] = field(default_factory=deque)
     _in_hand: int = 0
+    """Orders that were taken up and have no result yet: handed out, or waiting for others to make up a batch."""
     _ended: bool = False
 
     def run(self) -> Report:
@@ -134,16 +135,25 @@ class Job:
         return self.report
 
     def _batches(self) -> Iterator[Sequence[Order] | None]:
-        """Batches by place in the input, so that a row has the same companions in every run, interrupted or not."""
+        """Batches by place in the input, so that a row has the same companions in every run, interrupted or not.
+
+        Orders without a place, rows that changed and comparisons, make up batches of their own, apart from each other:
+        a row costs its share of a call, and rows of one picture are read at once.
+        """
         batch: list[Order] = []
+        rows: list[Order] = []
+        comparisons: list[Order] = []
         number = -1
         for order in self._orders():
-            if order is None:
+            if order is None:  # results are waited for, so nothing may stay behind; a comparison may add to the rows
+                yield from self._gathered(comparisons or rows, 1)
                 yield None
                 continue
             if order.place < 0:
                 self._in_hand += 1
-                yield [order]
+                gathering = comparisons if order.ticket is None else rows
+                gathering.append(order)
+                yield from self._gathered(gathering, self.stage.batch_size)
                 continue
             if order.place // self.stage.batch_size != number:
                 yield from self._whole(batch)
@@ -154,6 +164,14 @@ class Job:
                 batch = []
         if self._ended:  # a run that was stopped leaves a begun batch to the next one, which has all of it
             yield from self._whole(batch)
+        yield from self._gathered(rows, 1)
+        yield from self._gathered(comparisons, 1)
+
+    def _gathered(self, orders: list[Order], least: int) -> Iterator[list[Order]]:
+        """All orders as a batch, if there are so many of them; the list is empty then. They are in hand already."""
+        if len(orders) >= least:
+            batch, orders[:] = orders[:], []
+            yield batch
 
     def _whole(self, batch: list[Order]) -> Iterator[list[Order]]:
         if any(order.ticket for order in batch):  # companions alone need not be computed

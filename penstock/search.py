@@ -13,6 +13,7 @@ is approximate in it; the bound only decides how many rows are looked at twice.
 import sys
 import threading
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Literal, get_args
@@ -31,7 +32,6 @@ _QUERIES = 64
 """Scored together; their fast scores of a chunk fit in a few megabytes."""
 _HALF_QUERIES = 4
 """Up to so many queries are scored one by one in float16; more by one product of matrices in float32."""
-_HALF_ROWS = 1 << 17
 _PENDING = 8192
 _LOWEST = np.float32(-2)
 _ROUNDING = 2.0**-24
@@ -88,7 +88,7 @@ def neighbours(
         group = wanted[start : start + _QUERIES]
         found = [_Best(vectors, query, top, unwanted[start + n]) for n, query in enumerate(group)]
         if half:
-            _scan_half(vectors, found)
+            _scan_half(vectors, found, chunk_rows, workers)
         else:
             _scan(vectors, found, chunk_rows, workers)
         for number, best in enumerate(found, start):
@@ -158,21 +158,59 @@ class _Best:
 
 
 def _scan(vectors: Vectors, found: list[_Best], chunk_rows: int, workers: int | None) -> None:
-    """Products of matrices in float32, by threads; each chunk is sifted where it was made."""
+    """Products of matrices in float32, by threads."""
     exact = np.stack([best.query for best in found])
     matrix = np.ascontiguousarray(exact.T, np.float32)
-    scales = vectors.scales
     for best, query in zip(found, exact, strict=True):
         best.beta = _bound(vectors.dim, query, query.astype(np.float32))
 
-    def sift(start: int, stop: int) -> None:
+    def products(start: int, stop: int) -> np.ndarray:
         fast = np.empty((stop - start, len(found)), np.float32)
+        for first, block in vectors.blocks(start, stop):
+            np.matmul(block, matrix, out=fast[first - start : first - start + len(block)])
+        return np.ascontiguousarray(fast.T)
+
+    _sweep(vectors, found, products, chunk_rows, workers)
+
+
+def _scan_half(vectors: Vectors, found: list[_Best], chunk_rows: int, workers: int | None) -> None:
+    """Float16 as it lies on disk times one float16 query after the other, summed in float32 by torch."""
+    import torch
+
+    matrices = [(first, _tensor(view)) for first, view in vectors.views(0, len(vectors))]
+    halves = [torch.from_numpy(best.query.astype(np.float16)) for best in found]
+    for best, half in zip(found, halves, strict=True):
+        best.beta = _bound(vectors.dim, best.query, half.numpy()) + 1.01 * _HALF_ROUNDING
+
+    def products(start: int, stop: int) -> np.ndarray:
+        fast = np.empty((len(found), stop - start), np.float32)
+        for first, matrix in matrices:
+            low, high = max(start, first), min(stop, first + len(matrix))
+            for scores, half in zip(fast, halves, strict=True) if low < high else ():
+                scores[low - start : high - start] = torch.mv(matrix[low - first : high - first], half).numpy()
+        return fast
+
+    _sweep(vectors, found, products, chunk_rows, workers)
+
+
+def _sweep(
+    vectors: Vectors,
+    found: list[_Best],
+    products: Callable[[int, int], np.ndarray],
+    chunk_rows: int,
+    workers: int | None,
+) -> None:
+    """Hands each query its fast scores. `products(start, stop)` are (Q, n) float32, of rows as long as they are stored.
+
+    A thread takes the next chunk when it is through with one: a core that something else uses delays one chunk, not all.
+    """
+    scales = vectors.scales
+
+    def sift(start: int, stop: int) -> None:
         with np.errstate(over="ignore", invalid="ignore"):  # rows that are not done may hold anything
-            for first, block in vectors.blocks(start, stop):
-                np.matmul(block, matrix, out=fast[first - start : first - start + len(block)])
-            fast *= scales[start:stop, None]
-        by_query = np.ascontiguousarray(fast.T)
-        some = [best.sift(start, values) for best, values in zip(found, by_query, strict=True)]
+            fast = products(start, stop)
+            fast *= scales[start:stop]
+        some = [best.sift(start, values) for best, values in zip(found, fast, strict=True)]
         with lock:
             for best, (rows, values) in zip(found, some, strict=True):
                 best.add(rows, values)
@@ -181,26 +219,11 @@ def _scan(vectors: Vectors, found: list[_Best], chunk_rows: int, workers: int | 
     vectors.sweep(sift, chunk_rows=chunk_rows, workers=workers)
 
 
-def _scan_half(vectors: Vectors, found: list[_Best]) -> None:
-    """Float16 as it lies on disk times one float16 query after the other, summed in float32 by torch."""
-    import torch
-
-    scales = vectors.scales
-    halves = [torch.from_numpy(best.query.astype(np.float16)) for best in found]
-    for best, half in zip(found, halves, strict=True):
-        best.beta = _bound(vectors.dim, best.query, half.numpy()) + 1.01 * _HALF_ROUNDING
-    for begin in range(0, len(vectors), _HALF_ROWS):
-        for start, view in vectors.views(begin, min(begin + _HALF_ROWS, len(vectors))):
-            matrix = _tensor(view)
-            for best, half in zip(found, halves, strict=True):
-                fast = torch.mv(matrix, half).numpy().astype(np.float32)
-                with np.errstate(invalid="ignore"):  # rows that are not done may hold anything
-                    fast *= scales[start : start + len(view)]
-                best.add(*best.sift(start, fast))
-
-
 def _tensor(view: np.ndarray) -> "torch.Tensor":
-    """The view as a tensor, without a copy; torch warns that it could be written to, which nobody does."""
+    """The view as a tensor, without a copy; torch warns that it could be written to, which nobody does.
+
+    Not for several threads at once: filters of warnings are the process's.
+    """
     import torch
 
     with warnings.catch_warnings():

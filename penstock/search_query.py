@@ -1,8 +1,8 @@
 """What is searched for: a key of the store, a picture or a box of one, or a text; and what is said of the rows found."""
 
 import difflib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from penstock.errors import BadData, MissingExtra, SourceNotFound, UsageError
+from penstock.geometry.segment_crops import reference_crop, squash_ids, squash_picture
 from penstock.models.protocols import Embedder
 from penstock.schema import Value
 from penstock.search_vectors import Vectors
@@ -100,7 +101,7 @@ def query_vector(vectors: Vectors, query: Query, embedder: Embedder | None = Non
         except UsageError as error:
             meant = _meant(nearest_keys(vectors.store, query.text))
             raise UsageError(f"{query.text!r} is no key of {vectors.store.path}{meant}; as a text: {error}") from error
-    return _embed_picture(embedder, open_picture(query))
+    return _embed_picture(embedder, crop_of(query, vectors.store.attributes))
 
 
 def open_picture(query: Query) -> Image.Image:
@@ -121,19 +122,49 @@ def open_picture(query: Query) -> Image.Image:
     return picture if query.box is None else cut(picture, query.box, str(query.path))
 
 
+def crop_of(query: Query, made: Mapping[str, object]) -> Image.Image:
+    """The picture of a query, cropped as the store's own segments were: its box stands for a mask, so that it is padded and
+    what is outside of it greyed. Without a box all of it is inside. A store that does not say how it was made gets the
+    plain box.
+
+    Args:
+        query: with a path.
+        made: the attributes of the store.
+
+    Raises:
+        BadData, UsageError: as `open_picture`.
+    """
+    if "pad_ratio" not in made or query.box is None:
+        return open_picture(query)
+    whole = open_picture(replace(query, box=None))
+    left, top, right, bottom = _window(whole, query.box, str(query.path))
+    mask = np.zeros((whole.height, whole.width), np.bool_)
+    mask[top:bottom, left:right] = True
+    pixels = np.asarray(whole)
+    if made.get("recipe") == "legacy-640":
+        pixels, mask = squash_picture(pixels), squash_ids(mask)
+    bg_alpha, pad_ratio = (float(str(made[name])) for name in ("bg_alpha", "pad_ratio"))
+    return reference_crop(pixels, mask, bg_alpha=bg_alpha, pad_ratio=pad_ratio)
+
+
 def cut(picture: Image.Image, box: Sequence[float], where: str) -> Image.Image:
     """The part of a picture inside a box XYWH, to whole pixels outwards, at least one.
 
     Raises:
         UsageError: they do not overlap.
     """
+    return picture.crop(_window(picture, box, where))
+
+
+def _window(picture: Image.Image, box: Sequence[float], where: str) -> tuple[int, int, int, int]:
+    """Left, top, right, bottom of `cut`, exclusive."""
     x, y, width, height = box
     left, top = max(0, int(np.floor(x))), max(0, int(np.floor(y)))
     right, bottom = min(picture.width, int(np.ceil(x + width))), min(picture.height, int(np.ceil(y + height)))
     if left >= right or top >= bottom:
         size = f"{picture.width} x {picture.height}"
         raise UsageError(f"{where}: the box {list(box)} (x, y, w, h) has no part inside the picture of {size} pixels")
-    return picture.crop((left, top, right, bottom))
+    return left, top, right, bottom
 
 
 def nearest_keys(store: Store, text: str, most: int = 3) -> list[str]:

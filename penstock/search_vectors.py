@@ -22,7 +22,7 @@ FIELD = "embedding"
 TOLERANCE = 2e-3
 """How far from 1 the norm of a stored vector may be. Rounding a unit vector to float16 moves it by less than 5e-4."""
 
-CHUNK_ROWS = 16384
+CHUNK_ROWS = 32768
 """Rows that one thread goes over before it hands in what it found."""
 
 _INNER_BYTES = 768 << 10

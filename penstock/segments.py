@@ -84,9 +84,7 @@ class Segments:
         self._rows: np.ndarray | None = None
         self._ids: np.ndarray | None = None
         if self.kind == "ids":
-            index = cached_index(
-                "segments", str(getattr(source, "root", "")), _stamp_of(source), lambda: _listed(source)
-            )
+            index = _index_of(source)
             self._rows, self._ids, self._problems = index["row"], index["id"], index.problems
         elif recipe == "legacy-640" and isinstance(source, CocoReader):
             self._rows = np.flatnonzero(~source.column("iscrowd"))
@@ -291,6 +289,14 @@ def _stamp_of(source: Source) -> str:
     return hasher.hexdigest()
 
 
+def _index_of(source: Source) -> Index:
+    """See `_listed`; from the cache, but of a source that has no files to tell by whether its maps are still the same."""
+    if not isinstance(source, Reader):
+        return _listed(source)
+    identity = f"{source.root.absolute()} {sorted(source.options.items())}"
+    return cached_index("segments", identity, _stamp_of(source), lambda: _listed(source))
+
+
 def _listed(source: Source) -> Index:
     """Columns `row` and `id`: the positive ids of each picture's map, ascending. A map that cannot be read is a problem."""
     index = Index()
@@ -325,11 +331,11 @@ def _source_keys(source: Source) -> list[str]:
 
 def _fingerprints(source: Source) -> list[int]:
     """64 bits per row that change with its annotation, and with size and time of its files; each file is looked at once
-    where a group is one picture."""
+    where a group is one picture. Those of a store change with any of its rows."""
     if not isinstance(source, Reader):
-        known = getattr(source, "fingerprint", None)
+        known, digest = getattr(source, "fingerprint", None), getattr(source, "digest", str)()
         return [
-            xxhash.xxh3_64_intdigest(key.encode()) if known is None else known(row)
+            xxhash.xxh3_64_intdigest(f"{digest}{key}".encode()) if known is None else known(row)
             for row, key in enumerate(source.keys)
         ]
     starts = source.index["starts"].tolist()

@@ -34,7 +34,12 @@ class Stage(Protocol):
 
     @property
     def batch_size(self) -> int:
-        """Records per call, always: which rows share a call is fixed by the input, and the last call is padded."""
+        """Records per call, always: the last call is padded.
+
+        Rows of a first run share a call by their places in the input, also after an interruption. A row whose input has
+        changed shares one with others that have: a stage of several records per call that is `bitwise` must give a record
+        the same bytes in any company and at any place of a call.
+        """
         ...
 
     @property
@@ -68,7 +73,8 @@ class Order:
     admission: Admission | None = None
     attempt: int = 1
     place: int = -1
-    """Number of the candidate in the input, which fixes its batch; -1: its batch is over, it is computed alone."""
+    """Number of the candidate in the input, which fixes its batch; -1: its batch is over, it shares one with others of
+    which the same is true."""
     is_companion: bool = False
     """Whether the row is only computed so that its batch is the one of a clean run, and not written."""
 
