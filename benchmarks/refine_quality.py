@@ -7,7 +7,7 @@
 Columns: IoU and Boundary IoU (2 % of the diagonal) are means over the objects of all frames; harm is the share of objects
 whose IoU falls by more than a point; invalid the share of pixels without an id. The simulated SAM knows the truth and errs
 by a dial: its figures show what the deciding makes of proposals, not what a real SAM gives. The ceiling is what the better
-of coarse map and proposals allows for each object.
+of coarse map and proposals allows for each object; filling gaps can go a little beyond it.
 """
 
 import argparse
@@ -74,12 +74,12 @@ def read_cases(scenes: Path, truths: Path) -> dict[str, list[Case]]:
     source = Scenes(scenes)
     for row in range(len(source)):
         record = source[row]
-        scene, coarse = str(record["scene"]), record["ids"]
+        scene, coarse = str(record["scene"]), np.asarray(record["ids"])
         path = truths / scene / f"{Path(str(record['path'])).name}.png"
         if not path.is_file():
             raise SourceNotFound(f"{path}: no truth for {source.keys[row]}")
         truth = np.asarray(Image.open(path)).astype(np.int64)
-        frame = Frame(key=source.keys[row], image=record["image"], objects=parse(coarse))
+        frame = Frame(key=source.keys[row], image=np.asarray(record["image"]), objects=parse(coarse))
         cases.setdefault(scene, []).append(Case(frame=frame, coarse=coarse, truth=truth))
     return cases
 
@@ -176,14 +176,18 @@ def drawn(shares: Mapping[str, Sequence[float]]) -> str:
 
 def print_data(scenes: Path, truths: Path) -> None:
     """The classical proposer on scenes with truth; 0 in the truth counts as background, then as void."""
-    for void, words in (("counted", "0 in the truth is background"), ("excluded", "0 in the truth is void")):
+    rules: list[tuple[Void, str]] = [
+        ("counted", "0 in the truth is background"),
+        ("excluded", "0 in the truth is void"),
+    ]
+    for void, words in rules:
         print(f"\n{words}:\n")
         print("\n".join(HEAD))
         befores: list[FrameScore] = []
         afters: list[FrameScore] = []
         for scene, cases in read_cases(scenes, truths).items():
-            before = scored(cases, None, WAYS["prompt"], void)  # type: ignore[arg-type]  # one of the two words
-            after = scored(cases, classical, WAYS["prompt"], void)  # type: ignore[arg-type]
+            before = scored(cases, None, WAYS["prompt"], void)
+            after = scored(cases, classical, WAYS["prompt"], void)
             print(line(f"{scene}: coarse", total(before)))
             print(line(f"{scene}: classical", total(after)))
             befores += before

@@ -77,7 +77,7 @@ def _explain(report: Report, problem: str) -> None:
         print(f"  ... {dict(report.reasons)}; all are in _failures.jsonl", file=sys.stderr)
     for fault in report.problems:
         print(f"  input: {fault['path']}: {fault['message']}", file=sys.stderr)
-    for name in ("held", "changed", "repeated", "ignored_members", "unreadable_first"):
+    for name in ("held", "changed", "repeated", "ignored_members", "left_over", "unreadable_first"):
         if report.notes.get(name):
             print(f"  {name.replace('_', ' ')}: {report.notes[name]}", file=sys.stderr)
     if problem:

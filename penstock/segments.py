@@ -341,16 +341,17 @@ def _fingerprints(source: Source) -> list[int]:
     starts = source.index["starts"].tolist()
     raw = _row_bytes(source)
     found: list[int] = []
+    options, one_picture = str(sorted(source.options.items())), isinstance(source, CocoReader)
     for first, last in pairwise(starts):
-        pictures = [] if last == first else [source._pictures(first), source._pictures(last - 1)]
-        if raw is None or (pictures and pictures[0] != pictures[1]):
+        if last == first:
+            continue
+        pictures = source._pictures(first)
+        if raw is None or not (one_picture or pictures == source._pictures(last - 1)):
             found += [source.fingerprint(row) for row in range(first, last)]
-        elif pictures:
-            stamps = [(path, source.files.stamp(path)) for path in pictures[0]]
-            seed = xxhash.xxh3_64_intdigest(
-                f"{stamps} {sorted(source.options.items())}".encode("utf-8", "surrogateescape")
-            )
-            found += [xxhash.xxh3_64_intdigest(raw[row], seed) for row in range(first, last)]
+        else:
+            stamps = [(path, source.files.stamp(path)) for path in pictures]
+            seed = xxhash.xxh3_64_intdigest(f"{stamps} {options}".encode("utf-8", "surrogateescape"))
+            found += [xxhash.xxh3_64_intdigest(content, seed) for content in raw[first:last]]
     return found
 
 

@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -19,7 +20,7 @@ from penstock.schema import Record
 from penstock.search import neighbours
 from penstock.search_duplicates import duplicates, duplicates_cost
 from penstock.search_map import map_picture, projection
-from penstock.search_query import cut, hits, nearest_keys, open_picture, query_vector, read_query
+from penstock.search_query import Query, crop_of, cut, hits, nearest_keys, open_picture, query_vector, read_query
 from penstock.search_vectors import Vectors, unit_queries, widen
 from penstock.search_zero_shot import categories_of, zero_shot
 from penstock.source import Candidate
@@ -27,6 +28,7 @@ from penstock.store import Store, StoreSink
 from penstock.store.commit import Commit
 
 torch = pytest.importorskip("torch")
+PHOTOS = Path(__file__).parent.parent / "examples/photos"
 ENGINES = ("numpy", "torch")
 NAMES = ("cat", "dog", "car")
 
@@ -307,6 +309,19 @@ def test_the_bound_holds_for_every_row(tmp_path: Path, rng: np.random.Generator)
         fast = np.concatenate([values for _, values in best.pending])
         assert sorted(rows.tolist()) == list(range(400))
         assert 0 < np.abs(fast - store.scores(rows, query[0])).max() <= best.beta < 2e-3
+
+
+def test_the_box_of_a_picture_is_cropped_as_the_store_s_segments_were() -> None:
+    query = Query(kind="picture", text="astronaut", path=PHOTOS / "astronaut.jpg", box=(60.0, 40.0, 50.0, 30.0))
+    made = {"recipe": "native", "bg_alpha": 0.3, "pad_ratio": 0.1}
+    picture = np.asarray(open_picture(replace(query, box=None)))
+    crop = np.asarray(crop_of(query, made))
+    assert crop.shape == (30 + 2 * 3, 50 + 2 * 5, 3)
+    assert (crop[3:-3, 5:-5] == picture[40:70, 60:110]).all()
+    outside = crop[0].astype(float) - (picture[37, 55:115] * 0.3 + 127.5 * 0.7)
+    assert np.abs(outside).max() <= 1
+    assert crop_of(query, {}).size == (50, 30)
+    assert crop_of(replace(query, box=None), made).size == picture.shape[1::-1]
 
 
 def test_a_query_is_a_key_a_picture_or_a_text(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS = [
     ["errors"],
-    ["schema", "report", "geometry"],
+    ["schema", "report", "geometry", "curves"],
     ["source", "store", "samplers", "registry", "settings", "draws", "tracking"],
     [
         "readers",

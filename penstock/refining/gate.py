@@ -27,12 +27,15 @@ SMALL = 32 * 32
 MORE_PIECES = 2
 """An object may come apart into twice its pieces and so many more."""
 
-EDGE_LOSS = 0.02
-"""The boundary may lie worse on edges by so much, and by the error of sampling it."""
+EDGE_LOSS = 0.05
+"""The boundary may lie worse on edges by so much, and by the error of sampling it, 0.3 / sqrt(samples)."""
+
+EDGE_GAIN = 0.02
+"""It lies better on edges if by more than so much and that error."""
 
 WAIVED = 0.2
-"""Of the core, so much more may go where the new boundary lies better on edges by more than the error of sampling it: then
-it was the coarse map that was off by more than its band."""
+"""Of the core, so much more may go where the new boundary lies better on edges: then it was the coarse map that was off by
+more than its band."""
 
 FEW = 12
 """Samples of a boundary; with fewer of them nothing is said about its edges."""
@@ -47,11 +50,12 @@ def gate(
 ) -> Gate:
     """Measures every object's new mask beside its coarse one, and decides.
 
-    The first of these that holds is the reason to keep the coarse mask; without the gate only the first counts:
-    "no proposal": none was found. "gone": fewer than `min_pixels` (or than all, of a smaller object) are left. "core":
-    the new mask has less than `min_core_recall` of the core. "area": it grew or shrank by more than `area_change` of
-    the coarse area and the coarse mask's own band. "pieces": more than twice the components and `MORE_PIECES` more.
-    "edge": the boundary lies worse on edges of the picture by more than `EDGE_LOSS` and 0.3 / sqrt(samples).
+    The first of these that holds is the reason to keep the coarse mask; without the gate only the first counts.
+    "no proposal": none was found. "gone": fewer than `min_pixels` are left (or than all, of a smaller object).
+    "core": the new mask has less than `min_core_recall` of the core; by `WAIVED` less if its boundary lies better on edges.
+    "area": it grew or shrank by more than `area_change` of the coarse area and what of that lies outside the core.
+    "pieces": it has more than twice the coarse mask's components and `MORE_PIECES`.
+    "edge": its boundary lies worse on edges of the picture (`EDGE_LOSS`).
 
     Of an object that nothing was changed in all measures are equal, and it passes.
 
@@ -82,14 +86,15 @@ def gate(
     band = objects.areas - trust.core_areas
     rules = {"no proposal": without_proposal(assignment)}
     if settings.uses_gate:
-        slack = EDGE_LOSS + 0.3 / np.sqrt(np.maximum(samples, 1))
-        is_better = (edge[:, 1] > edge[:, 0] + slack) & (samples >= FEW)
+        doubt = 0.3 / np.sqrt(np.maximum(samples, 1))
+        gain = np.where(samples >= FEW, edge[:, 1] - edge[:, 0], 0)
+        is_better = gain > EDGE_GAIN + doubt
         rules |= {
             "gone": areas < np.minimum(settings.min_pixels, objects.areas),
             "core": recall < settings.min_core_recall - WAIVED * is_better,
             "area": np.abs(areas - objects.areas) > settings.area_change * objects.areas + band,
             "pieces": pieces[:, 1] > 2 * pieces[:, 0] + MORE_PIECES,
-            "edge": (edge[:, 1] < edge[:, 0] - slack) & (samples >= FEW),
+            "edge": gain < -EDGE_LOSS - doubt,
         }
     reasons = np.full(count, "", object)
     for reason, holds in reversed(rules.items()):

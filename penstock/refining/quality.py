@@ -5,7 +5,7 @@ they count for nobody ("excluded"); where the truth labels everything of interes
 takes them ("counted").
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -272,7 +272,7 @@ def _boundary_ious(found: Objects, true: Objects, pixels: int | None, void: Void
             box = _union_box(true.boxes[place], found.boxes[partner - 1])
             bands = [_band(one.labels[box] == n, width) for one, n in ((true, place + 1), (found, partner))]
             both, either = bands[0] & bands[1] & counted[box], (bands[0] | bands[1]) & counted[box]
-            ious[place] = np.count_nonzero(both) / max(1, np.count_nonzero(either))
+            ious[place] = int(np.count_nonzero(both)) / max(1, int(np.count_nonzero(either)))
     return ious
 
 
@@ -306,7 +306,7 @@ def _panoptic(found: Objects, true: Objects) -> Panoptic:
     return Panoptic(true=matched, extra=int(alone.sum()), missed=len(true) - matched, iou_sum=float(ious[pairs].sum()))
 
 
-def _majorities(found: Objects, true: Objects) -> Iterable[tuple[int, int]]:
+def _majorities(found: Objects, true: Objects) -> Iterator[tuple[int, int]]:
     """Pairs of a true id and the id that it has in the map."""
     table = _table(found, true)[1:, 1:]
     if len(found):

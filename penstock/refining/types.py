@@ -94,7 +94,10 @@ class Encoded(Protocol):
 class Proposer(Protocol):
     """Where masks come from: SAM2, edge snapping, a folder."""
 
-    device: str
+    @property
+    def device(self) -> str:
+        """Where it works: "cpu" or "cuda:N"."""
+        ...
 
     def identity(self) -> Mapping[str, object]:
         """Plain values; all that the proposals depend on but the picture and the map: weights hash, thresholds."""

@@ -2,7 +2,7 @@
 
 import itertools
 import mmap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +53,13 @@ class Keys(Sequence[str]):
         if not 0 <= row < self._rows:
             raise IndexError(f"row {row} of {self._rows} rows")
         return text[int(offsets[row]) : int(offsets[row + 1]) - 1].decode()
+
+    def __iter__(self) -> Iterator[str]:
+        """All keys in order, decoded at once."""
+        if not self._rows:
+            return iter(())
+        text, offsets, _ = self._open()
+        return iter(text[: int(offsets[self._rows])].decode().split("\n")[:-1])
 
     def find(self, keys: Sequence[str]) -> dict[str, int]:
         """Row of each of these keys that is here."""

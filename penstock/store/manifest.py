@@ -134,12 +134,9 @@ class Manifest:
         ours = json.loads(json.dumps(identity))
         if digest_identity(ours) == digest_identity(self.identity):
             return
-        names = sorted(set(ours) | set(self.identity))
-        lines = [
-            f"{n}: store {self.identity.get(n)!r}, now {ours.get(n)!r}"
-            for n in names
-            if self.identity.get(n) != ours.get(n)
-        ]
+        before, now = flat(self.identity), flat(ours)
+        names = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
+        lines = [f"{name}: store {before.get(name)!r}, now {now.get(name)!r}" for name in names]
         raise RecipeMismatch(
             f"{folder} was made with another recipe; use it, or another output folder:\n  " + "\n  ".join(lines)
         )
@@ -164,3 +161,11 @@ def _check_format(path: Path, content: object) -> None:
     missing = sorted({"schema", "attributes", "recipe", "parts"} - set(content))
     if missing:
         raise StoreCorrupt(f"{path}: lacks {', '.join(missing)}")
+
+
+def flat(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    """Nested plain values under names with dots: what differs between two recipes is said by its own name."""
+    found: dict[str, object] = {}
+    for name, value in values.items():
+        found.update(flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) and value else {f"{prefix}{name}": value})
+    return found

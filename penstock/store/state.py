@@ -1,5 +1,6 @@
 """What is known of the rows in an output folder, read without touching it: for dry runs."""
 
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -53,9 +54,7 @@ def _of_store(path: Path) -> dict[str, tuple[int, int]]:
         folder = path / (entry.draft or entry.name)
         rows = committed_rows(folder, entry, layout) if entry.growing else entry.rows
         keys = Keys(path / entry.name, rows, sealed=entry.sealed)
-        for start, records in Ledger(folder, len(layout.file_names)).chunks(rows):
-            for number, (state, cheap) in enumerate(
-                zip(records["state"].tolist(), records["cheap"].tolist(), strict=True)
-            ):
-                known[keys[start + number]] = (state, cheap)
+        chunks = (records for _, records in Ledger(folder, len(layout.file_names)).chunks(rows))
+        pairs = (zip(records["state"].tolist(), records["cheap"].tolist(), strict=True) for records in chunks)
+        known.update(zip(keys, itertools.chain.from_iterable(pairs), strict=True))
     return known

@@ -14,6 +14,7 @@ import orjson
 import torch
 
 from penstock.errors import OutputFull, RecipeMismatch, SourceNotFound, StoreCorrupt
+from penstock.store.manifest import flat
 from penstock.store.output import full_said
 
 VERSION = 1
@@ -66,7 +67,7 @@ def load_checkpoint(path: Path, *, identity: Mapping[str, object] | None = None)
     if not known:
         raise RecipeMismatch(f"{path}: expected a checkpoint of version {VERSION}, got {content['version']!r}")
     if identity is not None:
-        ours, theirs = flat(identity), flat(orjson.loads(content["identity"]))
+        ours, theirs = (flat(orjson.loads(text)) for text in (orjson.dumps(dict(identity)), content["identity"]))
         names = sorted(ours.keys() | theirs.keys())
         differing = [
             f"{name}: expected {ours.get(name, 'nothing')!r}, got {theirs.get(name, 'nothing')!r}"
@@ -79,15 +80,6 @@ def load_checkpoint(path: Path, *, identity: Mapping[str, object] | None = None)
                 "Train into another folder, or take the settings of the checkpoint"
             )
     return content
-
-
-def flat(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
-    """Nested plain values under names with dots, as JSON has them."""
-    found: dict[str, object] = {}
-    for name, value in orjson.loads(orjson.dumps(dict(values))).items():
-        inner = flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-        found.update(inner)
-    return found
 
 
 def step_path(folder: Path, step: int) -> Path:

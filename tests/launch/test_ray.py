@@ -23,11 +23,17 @@ from penstock.convert import ConvertConfig, convert_sa1b_tar
 from penstock.embed import EmbedConfig, embed
 from penstock.errors import MissingExtra, PartClaimed, SourceNotFound, UsageError
 from penstock.launch.ray import Ray, _FencedWriter, _read_claim
+from penstock.refine import refine
+from penstock.refining.classical import Classical
 from penstock.report import Report
 from penstock.schema import Field, Record, Schema
+from penstock.sequence_sink import FolderWriter
 from penstock.store import StoreSink, sink
 from penstock.store.claims import Claim
+from penstock.store.disk import Disk
 from penstock.testing import make_sa1b_tar
+from tests.refine_data import config as refine_config
+from tests.refine_data import outputs_of, write_scenes
 from tests.test_bad_input import data_files
 from tests.test_embed import write_coco
 from tests.test_jobs import Numbers, Square, check_rows, counts, job
@@ -161,6 +167,16 @@ def test_embeds_to_the_same_bytes_also_when_a_node_is_killed_in_mid_run(
     assert (counts(report), report.exit_code) == ((200, 200, 0, 0), 0)
     assert killed_at[0] < 150
     assert data_files(tmp_path / "ray") == data_files(tmp_path / "inline")
+
+
+def test_refines_to_the_same_files(ray_: Callable[..., Ray], tmp_path: Path) -> None:
+    roots = [write_scenes(tmp_path / name, {"a": 3, "b": 2}) for name in ("inline", "ray")]
+    for root, launcher in zip(roots, (None, ray_()), strict=True):
+        report = refine(refine_config(root), proposer=Classical(), launcher=launcher)
+        assert (counts(report), report.exit_code) == ((5, 5, 0, 0), 0)
+    assert len(outputs_of(roots[0])) == 10
+    assert outputs_of(roots[1]) == outputs_of(roots[0])
+    assert data_files(roots[1] / ".penstock") == data_files(roots[0] / ".penstock")
 
 
 def test_a_killed_node_loses_nothing(cluster: Any, ray_: Callable[..., Ray], tmp_path: Path) -> None:
@@ -343,6 +359,13 @@ class TestFence:
             theirs.release()
             (folder / "_claim").unlink(missing_ok=True)
         assert (folder / "value.bin").stat().st_size == 8
+
+    def test_a_writer_of_another_kind_writes_its_own_way(self, tmp_path: Path) -> None:
+        writer = _FencedWriter(FolderWriter("20240101_000000", Disk()))
+        writer.claims[tmp_path] = b""
+        writer.write(tmp_path, 1, {"a.txt": np.frombuffer(b"text", np.uint8)})
+        (found,) = tmp_path.rglob("a.txt")
+        assert found.read_bytes() == b"text"
 
     def test_a_folder_that_is_not_on_the_node_is_no_fault_of_the_row(self, tmp_path: Path) -> None:
         writer = _FencedWriter(StoreSink(tmp_path / "s", self.schema).writer())

@@ -46,12 +46,20 @@ def test_a_claim_never_eats_the_core_of_another() -> None:
     zones = trust(objects, RefineSettings(band_share=0.05))
     masks = np.ones((2, 60, 60), bool)
     masks[1, :, :40] = False
-    for numbers, coarse in (([1, 2], [False, False]), ([1, 0], [False, True]), ([1, 0], [False, False])):
+    right = zones.core == 2
+    for numbers, coarse, expected in (
+        ([1, 2], [False, False], masks[1]),  # it claims a part of its core
+        ([1, 0], [False, True], ids == 2),  # it keeps its coarse mask, which is the smaller
+        ([1, 0], [False, False], right & False),  # it claims nothing
+    ):
         assignment = given(objects, from_masks((60, 60), masks), numbers)
         painted = paint(objects, unions(assignment), zones, np.array(coarse))
-        claimed = masks[1] if numbers[1] else (ids == 2) & coarse[1]
-        expected = np.where((claimed & (masks[1] | (zones.core == 2))) & (claimed if not coarse[1] else ids == 2), 2, 1)
-        np.testing.assert_array_equal(painted, expected)
+        np.testing.assert_array_equal(painted, np.where(expected, 2, 1))
+    masks[0, :, :5] = False  # now it has the smaller claim, and is on top
+    masks[1] = True
+    assignment = given(objects, from_masks((60, 60), masks), [1, 2])
+    painted = paint(objects, unions(assignment), zones, np.zeros(2, bool))
+    np.testing.assert_array_equal(painted, np.where(right | ~masks[0], 2, 1))
 
 
 def test_an_object_without_proposal_keeps_what_no_smaller_one_claims() -> None:

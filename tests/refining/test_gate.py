@@ -68,6 +68,15 @@ def test_core_a_mask_that_leaves_the_core_is_refused() -> None:
     assert found.core_recall[0] == pytest.approx((core & (painted == 1)).sum() / core.sum())
 
 
+def test_core_more_of_it_may_go_where_the_boundary_lies_better_on_edges() -> None:
+    truth = square()
+    coarse = np.roll(truth, (5, 5), (0, 1))
+    found = decided(coarse, truth, truth=truth)
+    assert found.core_recall[0] < SETTINGS.min_core_recall
+    assert found.accepted.all()
+    assert decided(coarse, truth, truth=np.full_like(truth, 7)).reasons[0] == "core"
+
+
 def test_area_a_mask_that_grows_too_much_is_refused() -> None:
     ids = np.zeros((120, 160), np.int64)
     ids[30:90, 50:110] = 1

@@ -165,12 +165,14 @@ def test_another_device_than_the_proposers_is_refused() -> None:
 def test_workers_share_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(multiprocessing.current_process(), "name", "SpawnProcess-3")
     stage = RefineFrames(
-        proposer=MaskProposer(device="cuda"), devices=2, reopen=lambda device: MaskProposer(device=device)
+        proposer=MaskProposer(device="cuda:0"), devices=2, reopen=lambda device: MaskProposer(device=device)
     )
-    stage.setup("cuda")
+    stage.setup("cuda:0")
     assert stage.proposer.device == "cuda:1"
+    stage.setup("cuda")  # of Ray: a worker sees its own alone
+    assert stage.proposer.device == "cuda:0"
     changed = RefineFrames(
-        proposer=MaskProposer(device="cuda"), devices=2, reopen=lambda device: MaskProposer(name="new", device=device)
+        proposer=MaskProposer(device="cuda:0"), devices=2, reopen=lambda device: MaskProposer(name="new", device=device)
     )
     with pytest.raises(UsageError, match="changed while the run was starting"):
-        changed.setup("cuda")
+        changed.setup("cuda:0")
