@@ -41,7 +41,7 @@ class RefineSettings:
     min_core_recall: float = 0.97
     area_change: float = 0.35
     """An object may grow or shrink by this share, plus its band."""
-    residual_limit_share: float = 0.02
+    residual_limit_share: float = 0.008
     """How far the nearest id may be from a pixel that has none, of the diagonal."""
 
     def __post_init__(self) -> None:
