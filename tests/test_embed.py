@@ -208,7 +208,7 @@ def test_a_changed_picture_computes_the_segments_whose_crop_it_touches(coco: Pat
     [
         ({"bg_alpha": 0.5}, "bg_alpha: store 0.3, now 0.5"),
         ({"pad_ratio": 0.2}, "pad_ratio: store 0.1, now 0.2"),
-        ({"embedder_spec": "tiny:seed=1"}, "embedder: store .*seed=1"),
+        ({"embedder_spec": "tiny:seed=1"}, r"embedder\.spec: store .*seed=1"),
         ({"recipe": "legacy-640"}, "recipe: store 'native', now 'legacy-640'"),
     ],
 )

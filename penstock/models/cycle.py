@@ -13,10 +13,12 @@ from penstock.errors import UsageError
 from penstock.models.caption_protocols import FoundMasks
 
 _PAD, _END = 0, 1
+_CROP = 16
+"""Side of the square that the object's box is looked at in."""
 
 
 class CycleModel(nn.Module):
-    """Captioner (four convolutions over picture, mask and coordinates, then a GRU) and segmenter (a small U-Net whose
+    """Captioner (four convolutions over the object's box, its place beside them, then a GRU) and segmenter (a small U-Net whose
     layers are scaled and shifted by the words: FiLM, Perez et al. 2018).
 
     Args:
@@ -36,25 +38,23 @@ class CycleModel(nn.Module):
         self.words = ["", "<end>", *words]
         self.max_words, self.temperature = max_words, temperature
         self._number = {word: number for number, word in enumerate(self.words)}
-        vocabulary = len(self.words)
+        vocabulary, half, twice = len(self.words), width // 2, 2 * width
         self.look = nn.Sequential(
-            _convolution(6, width),
-            _convolution(width, width, 2),
-            _convolution(width, width, 2),
-            _convolution(width, width),
+            _convolution(4, width),
+            _convolution(width, twice, 2),
+            _convolution(twice, twice, 2),
+            _convolution(twice, width),
         )
-        self.begin = nn.Linear(2 * width, 2 * width)
+        self.begin = nn.Linear(width * (_CROP // 4) ** 2 + 4, twice)
         self.embed = nn.Embedding(vocabulary, width)
-        self.speak = nn.GRUCell(width, 2 * width)
-        self.choose = nn.Linear(2 * width, vocabulary)
+        self.speak = nn.GRUCell(width, twice)
+        self.choose = nn.Linear(twice, vocabulary)
         self.listen = nn.Embedding(vocabulary, width)
-        self.hear = nn.GRU(width, 2 * width, batch_first=True)
-        self.down = nn.ModuleList(
-            [_convolution(5, width), _convolution(width, width, 2), _convolution(width, width, 2)]
-        )
-        self.up = nn.ModuleList([_convolution(2 * width, width), _convolution(2 * width, width)])
-        self.films = nn.ModuleList([nn.Linear(2 * width, 2 * width) for _ in range(5)])
-        self.out = nn.Conv2d(width, 1, 1)
+        self.hear = nn.GRU(width, twice, batch_first=True)
+        self.down = nn.ModuleList([_convolution(5, half), _convolution(half, width, 2), _convolution(width, twice, 2)])
+        self.up = nn.ModuleList([_convolution(twice + width, width), _convolution(width + half, half)])
+        self.films = nn.ModuleList([nn.Linear(twice, 2 * size) for size in (half, width, twice, width, half)])
+        self.out = nn.Conv2d(half, 1, 1)
 
     def captions(self, images: torch.Tensor, masks: torch.Tensor) -> list[str]:
         """The likeliest word, one after the other; see `Captioner`."""
@@ -100,12 +100,17 @@ class CycleModel(nn.Module):
         return FoundMasks(logits=logits, has_mask=torch.ones(len(images), dtype=torch.bool, device=images.device))
 
     def _seen(self, images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-        """(B, C): the object by its mean features under the mask, the scene by the mean of all."""
-        whole = torch.cat([images, masks[:, None].to(images.dtype), _coordinates(images)], dim=1)
-        features = self.look(whole)
-        share = F.adaptive_avg_pool2d(masks[:, None].to(features.dtype), features.shape[-2:])
-        inside = (features * share).sum(dim=(2, 3)) / share.sum(dim=(2, 3)).clamp(min=1e-6)
-        return torch.tanh(self.begin(torch.cat([inside, features.mean(dim=(2, 3))], dim=1)))
+        """(B, C): the object by its box, stretched to a square, and where the box lies."""
+        boxes = _boxes(masks)
+        whole = torch.cat([images, masks[:, None].to(images.dtype)], dim=1)
+        centre, size = boxes[:, :2], boxes[:, 2:]
+        turn = torch.diag_embed(size)  # (B, 2, 2)
+        grid = F.affine_grid(
+            torch.cat([turn, centre[..., None]], dim=2), [len(images), 4, _CROP, _CROP], align_corners=False
+        )
+        crop = F.grid_sample(whole, grid.to(whole.dtype), align_corners=False)
+        features = self.look(crop).flatten(1)
+        return torch.tanh(self.begin(torch.cat([features, boxes.to(features.dtype)], dim=1)))
 
     def _say(self, images: torch.Tensor, masks: torch.Tensor, *, soft: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """Numbers (B, L), and where `soft` words (B, L, V)."""
@@ -164,6 +169,20 @@ def _convolution(inside: int, outside: int, stride: int = 1) -> nn.Sequential:
 def _filmed(features: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
     scale, shift = numbers[:, :, None, None].chunk(2, dim=1)
     return F.silu(features * (1 + scale) + shift)
+
+
+def _boxes(masks: torch.Tensor) -> torch.Tensor:
+    """(B, 4): centre x, y and half width, half height of each mask's box, in -1..1 of the picture; of all of it if empty."""
+    found = []
+    for axis in (1, 2):  # columns, then rows
+        taken = (masks > 0).any(dim=axis)
+        length = taken.shape[1]
+        empty = ~taken.any(dim=1)
+        first = torch.where(empty, 0, taken.to(torch.uint8).argmax(dim=1))
+        last = torch.where(empty, length, length - taken.flip(1).to(torch.uint8).argmax(dim=1))
+        found.append(torch.stack([first + last, last - first], dim=1).float() / length)
+    columns, rows = found
+    return torch.stack([columns[:, 0] - 1, rows[:, 0] - 1, columns[:, 1], rows[:, 1]], dim=1)
 
 
 def _coordinates(images: torch.Tensor) -> torch.Tensor:
