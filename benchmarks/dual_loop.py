@@ -21,7 +21,8 @@ from torch import nn
 from penstock import open_source
 from penstock.curves import curves_svg
 from penstock.mix_loader import MixLoader
-from penstock.mix_source import Mixed, MixPart
+from penstock.mix_rows import MixPart
+from penstock.mix_source import Mixed
 from penstock.mix_views import Views
 from penstock.models.cycle import CycleModel
 from penstock.samplers.pairs import PairRule

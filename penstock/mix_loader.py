@@ -1,8 +1,11 @@
 """MixLoader: global batches of a mixture, the same on any number of ranks, threads and accumulation steps."""
 
 import json
-from collections.abc import Iterator, Mapping
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -13,6 +16,8 @@ from penstock.mix_source import Mixed
 from penstock.mix_tally import Budget, MixTally
 
 STATE_VERSION = 1
+_LONGEST_LINE = 1 << 16
+_log = logging.getLogger("penstock")
 
 
 class Positions:
@@ -46,9 +51,11 @@ class MixLoader:
         prefetch: batches ahead of the consumer.
         output: "numpy", or "torch" for tensors over the same memory.
         epochs: epochs of the mixture that one `for` runs over; None: without end.
-        budget: of bad rows; None: any number.
-        quarantine: folder of the lists of bad rows. All lists in it are read now; this rank appends to its own when
-            `save_quarantine` is called. None: no lists.
+        budget: of bad samples, in what this rank consumes; None: any number.
+        quarantine: folder of the lists of bad rows. All lists in it are read now; this rank appends to its own what it
+            meets. None: no lists.
+        allow_data_change: a state that was saved with other data is taken, with a warning: the order is that of the data
+            now, from the position that was reached.
 
     Raises:
         UsageError: a setting is out of range; batch_size is no multiple of world_size.
@@ -67,11 +74,13 @@ class MixLoader:
         epochs: int | None = 1,
         budget: Budget | None = Budget(),  # noqa: B008  frozen
         quarantine: Path | str | None = None,
+        allow_data_change: bool = False,
     ) -> None:
         self._folder = None if quarantine is None else Path(quarantine)
         known = {} if self._folder is None else read_quarantine(self._folder)
         self.mixed = mixed.with_quarantine(_joined(mixed.quarantine, known))
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
+        self.allow_data_change = allow_data_change
         self.tally = MixTally(self.mixed, budget)
         self.loader = Loader(
             self.mixed,
@@ -84,6 +93,7 @@ class MixLoader:
             rank=rank,
             world_size=world_size,
         )
+        self._listed: set[tuple[str, str]] = set()
         self._step = 0
 
     def __len__(self) -> int:
@@ -94,12 +104,13 @@ class MixLoader:
         """Batches from the first not yet taken on.
 
         Raises:
-            BudgetExceeded: too many bad rows.
+            BudgetExceeded: too many bad samples.
             BadData: all rows tried for one position are bad.
         """
         for batch in self.loader:
-            self.tally.take(batch)
             self._step += 1
+            self._append(self.tally.take(batch))
+            self.tally.check()
             yield batch
 
     @property
@@ -107,62 +118,78 @@ class MixLoader:
         """The first global position that was not consumed."""
         return self._step * self.batch_size
 
+    def report(self) -> dict[str, dict[str, Any]]:
+        """What this rank has consumed, per part: see `MixTally.report`; `penstock.mix_tally.added` adds those of all ranks."""
+        return self.tally.report()
+
     def state_dict(self) -> dict[str, object]:
-        """Where the consumer stands, counted in what it took; fits JSON, well below 1 KB for usual numbers of parts."""
+        """Where the consumer stands, counted in batches that it took, and what they depend on. Fits JSON; below 1 KB for up
+        to ten parts or so."""
+        mixed = self.mixed
         return {
             "version": STATE_VERSION,
-            "plan": self.mixed.plan_digest,
-            "data": dict(self.mixed.data_digests),
-            "batch_size": self.batch_size,
             "next_position": self.next_position,
+            "batch_size": self.batch_size,
+            **mixed.settings,
+            "parts": [[name, digest, mixed.data[name]] for name, digest in mixed.part_settings.items()],
         }
 
-    def load_state_dict(self, state: Mapping[str, object], *, allow_data_change: bool = False) -> None:
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
         """Goes on where a loader stood, on any number of ranks and threads.
 
         Raises:
-            StateMismatch: the state is of another plan, batch size or (unless allowed) of other data; all are named.
+            StateMismatch: the state is of other settings or (unless allowed) of other data; each difference is named.
         """
         ours = self.state_dict()
-        wrong = [
+        differ = [
             f"{name}: expected {ours[name]!r}, got {state.get(name)!r}"
-            for name in ("version", "plan", "batch_size")
-            if state.get(name) != ours[name]
+            for name in ours
+            if name not in ("next_position", "parts") and state.get(name) != ours[name]
         ]
-        theirs = state.get("data")
-        data = theirs if isinstance(theirs, dict) else {}
-        for name in sorted({*self.mixed.data_digests, *data}):
-            expected, found = self.mixed.data_digests.get(name), data.get(name)
-            if expected != found and not allow_data_change:
-                wrong.append(f"data of {name}: expected {expected}, got {found}")
+        changed = self._compare_parts(state.get("parts"), differ)
         position = state.get("next_position")
         if not isinstance(position, int) or position < 0 or position % self.batch_size:
-            wrong.append(f"next_position: expected a multiple of {self.batch_size}, got {position!r}")
-        if wrong or not isinstance(position, int):
-            raise StateMismatch(f"MixLoader: the state belongs to other data or settings: {'; '.join(wrong)}")
+            differ.append(f"next_position: expected a multiple of {self.batch_size}, got {position!r}")
+        if differ or not isinstance(position, int) or (changed and not self.allow_data_change):
+            hint = (
+                "" if differ else ". With allow_data_change the loader goes on from the same position in the new order"
+            )
+            raise StateMismatch(f"MixLoader: the state is of another mixture: {'; '.join([*differ, *changed])}{hint}")
+        if changed:
+            _log.warning("penstock: the loader goes on with other data: %s", "; ".join(changed))
         self._step = position // self.batch_size
         self.loader.seek(self._step)
 
-    def save_quarantine(self) -> int:
-        """Appends the bad rows met since the last call to this rank's list; gives how many.
+    def _compare_parts(self, theirs: object, differ: list[str]) -> list[str]:
+        """Parts whose data changed; other differences are added to the list given."""
+        try:
+            known = {str(name): (digest, data) for name, digest, data in theirs}  # type: ignore[attr-defined]  # caught
+        except (TypeError, ValueError):
+            differ.append(f"parts: expected a list of (name, settings, data), got {theirs!r:.80}")
+            return []
+        mixed = self.mixed
+        if list(known) != list(mixed.part_settings):
+            differ.append(f"parts: expected {', '.join(mixed.part_settings)}, got {', '.join(known)}")
+            return []
+        changed = []
+        for name, (digest, data) in known.items():
+            if digest != mixed.part_settings[name]:
+                differ.append(f"{name}: its weight, repeats, limits or pair rule differ")
+            if data != mixed.data[name]:
+                changed.append(f"{name}: its data changed: expected {mixed.data[name]}, got {data}")
+        return changed
 
-        Raises:
-            UsageError: the loader was made without a quarantine folder.
-        """
-        if self._folder is None:
-            raise UsageError("MixLoader: save_quarantine needs quarantine=FOLDER")
-        lines = [
-            json.dumps({"source": name, "key": key, "error": error}, ensure_ascii=False)
-            for name, keys in self.tally.bad.items()
-            for key, error in keys.items()
-        ]
-        self.tally.bad.clear()
-        if lines:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            with (self._folder / f"rank{self.rank}.jsonl").open("ab") as file:
-                file.truncate(_end_of_lines(Path(file.name)))
-                file.write("".join(f"{line}\n" for line in lines).encode())
-        return len(lines)
+    def _append(self, found: Sequence[Mapping[str, str]]) -> None:
+        """Adds bad rows to this rank's list, each once."""
+        new = {(one["source"], one["key"]): one for one in found}.keys() - self._listed
+        if self._folder is None or not new:
+            return
+        self._listed |= new
+        lines = [json.dumps(one) for one in found if (one["source"], one["key"]) in new]
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with (self._folder / f"rank{self.rank}.jsonl").open("a+b") as file:
+            file.truncate(_end_of_lines(file))
+            file.write("".join(f"{line}\n" for line in dict.fromkeys(lines)).encode())
 
 
 def read_quarantine(folder: Path) -> dict[str, dict[str, str]]:
@@ -185,9 +212,11 @@ def read_quarantine(folder: Path) -> dict[str, dict[str, str]]:
     return found
 
 
-def _end_of_lines(path: Path) -> int:
+def _end_of_lines(file: BinaryIO) -> int:
     """Bytes up to the last line end: what a kill left after it is torn."""
-    return path.read_bytes().rfind(b"\n") + 1
+    start = max(0, file.seek(0, os.SEEK_END) - _LONGEST_LINE)
+    file.seek(start)
+    return start + file.read().rfind(b"\n") + 1
 
 
 def _joined(one: Mapping[str, Mapping[str, str]], other: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, str]]:

@@ -1,90 +1,34 @@
 """Mixed: several datasets as one source of samples by position, where a bad sample never ends the training."""
 
 import json
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from fractions import Fraction
+from typing import NamedTuple
 
 import numpy as np
 import xxhash
 
 from penstock.errors import BadData, StateMismatch, UsageError
-from penstock.fill import BAD_ROW, Tally, read_with_retries
+from penstock.fill import BAD_ROW, Tally, is_transient
+from penstock.mix_rows import MixPart, PartRows
 from penstock.mix_views import PROVENANCE, Views
 from penstock.samplers import Mix, Part
 from penstock.samplers.mixture import Ends
-from penstock.samplers.pairs import PairRule, Pairs
 from penstock.schema import Record, Schema
-from penstock.source import Lookup, Source, snapshot
+from penstock.source import Lookup
 
 MAX_ATTEMPTS = 8
 """Rows tried for a position: the planned one and its substitutes."""
-VIEW = "view"
-"""Field of a source whose rows 2k and 2k + 1 are the two frames of a pair."""
+_ENDLESS = 1 << 62
 
 
-@dataclass(frozen=True, kw_only=True)
-class MixPart:
-    """One dataset of a mixture, and how much of it is drawn."""
+class _View(NamedTuple):
+    """What one row gives."""
 
-    name: str
-    source: Source
-    weight: int | float | Fraction | None = None
-    """Share of the draws relative to the others; None for all: each row once an epoch (times `repeats`)."""
-    repeats: int = 1
-    max_rows: int | None = None
-    """Only the first so many samples."""
-    max_images: int | None = None
-    """Only the samples of the first so many groups of the source: pictures, for a source whose groups are pictures."""
-    pairs: PairRule | None = None
-    """For a source of tracks: how the second view is chosen. A source with the field `view` has its pairs already."""
-
-
-class _Rows:
-    """The draws of one part: draw d stands for one row of the source, or for two."""
-
-    def __init__(self, part: MixPart) -> None:
-        self.part = part
-        self.source = part.source
-        self.digest, done = snapshot(part.source)
-        self.is_paired = VIEW in part.source.schema
-        self.pairs = _pairs(part)
-        first = np.arange(len(part.source)) if done is None else np.asarray(done)
-        if self.is_paired:
-            first = first[(first % 2 == 0) & np.isin(first + 1, first)]
-        elif self.pairs is not None:
-            first = first[np.isin(first, self.pairs.anchors)]
-        if part.max_images is not None:
-            first = first[first < _end_of_groups(part, part.max_images)]
-        self.first = first[: part.max_rows]
-        """(D,) int64: row of the first view."""
-        if not len(self.first):
-            raise UsageError(f"mix: {part.name}: no row that can be drawn, of {len(part.source)} rows of the source")
-
-    def of(self, draw: int, seed: int) -> tuple[int, int | None]:
-        """Rows of the two views; None for the second where there is no pair."""
-        row = int(self.first[draw])
-        if self.is_paired:
-            return row, row + 1
-        return row, None if self.pairs is None else self.pairs.partner(row, seed)
-
-    def read(self, rows: tuple[int, int | None], tally: Tally) -> tuple[Record, Record | None]:
-        """The records of both views; a row that stands for both is read once.
-
-        Raises:
-            BadData, RowError, StoreCorrupt: the data of one is bad.
-            OSError: reading failed again and again.
-        """
-        names = [name for name in ("image", "mask", "sentence") if name in self.source.schema]
-        read = getattr(self.source, "read", None)
-
-        def one(row: int) -> Record:
-            return dict(self.source[row]) if read is None else dict(read(row, names))
-
-        first = read_with_retries(lambda: one(rows[0]), tally)
-        second = rows[1]
-        return first, None if second is None else read_with_retries(lambda: one(second), tally)
+    fields: dict[str, np.ndarray]
+    caption: str
+    num_bytes: int
 
 
 class Mixed:
@@ -99,8 +43,8 @@ class Mixed:
         seed, ends, epoch_rows: as of `Mix`.
         views: sizes; None: 1024 x 1024 and nothing else.
         max_attempts: rows tried for a position before its error is raised.
-        quarantine: part name -> keys of first rows known to be bad, and why. Such a row is not read again; what stands in
-            for it is the same, known or not.
+        quarantine: part name -> keys of rows known to be bad, and why. Such a row is not read again; what stands in for
+            it is the same, known or not.
 
     Raises:
         UsageError: a setting is out of range, a part has no rows, or lacks `image` or `mask`.
@@ -117,15 +61,9 @@ class Mixed:
         max_attempts: int = MAX_ATTEMPTS,
         quarantine: Mapping[str, Mapping[str, str]] | None = None,
     ) -> None:
-        for part in parts:
-            lacking = {"image", "mask"} - set(part.source.schema)
-            if lacking:
-                raise UsageError(
-                    f"mix: {part.name}: expected a source with image and mask, it lacks {', '.join(lacking)}"
-                )
         if max_attempts < 1:
             raise UsageError(f"mix: max_attempts: expected 1 or more, got {max_attempts}")
-        self._rows = [_Rows(part) for part in parts]
+        self._rows = [PartRows(part) for part in parts]
         planned = [
             Part(name=part.name, num_rows=len(rows.first), weight=part.weight, repeats=part.repeats)
             for part, rows in zip(parts, self._rows, strict=True)
@@ -134,25 +72,34 @@ class Mixed:
         self.parts, self.views, self.max_attempts = tuple(parts), views or Views(), max_attempts
         self.quarantine = {name: dict(keys) for name, keys in (quarantine or {}).items()}
         self.schema = Schema([*self.views.schema.fields, *PROVENANCE.fields])
-        settings = [(part.name, part.max_rows, part.max_images, part.pairs) for part in parts]
-        order = repr((self.plan.identity(), settings, self.views, max_attempts))
-        self.plan_digest = xxhash.xxh3_128_hexdigest(order.encode())
-        """Of all settings that the samples depend on."""
-        self.data_digests = {part.name: rows.digest for part, rows in zip(parts, self._rows, strict=True)}
-        """Of the data of each part."""
+        self.reads = {rows.part.name: rows.reads for rows in self._rows}
+        """Part -> how long reading took, in this process."""
+        sizes = "/".join(str(size) for size in (self.views.size, self.views.small, self.views.grid))
+        self.settings: dict[str, object] = {
+            "seed": seed, "ends": ends, "epoch_rows": epoch_rows, "views": sizes, "max_attempts": max_attempts,
+        }  # fmt: skip
+        """What the samples depend on, beside the parts: plain values."""
+        self.part_settings = {
+            part.name: _short(repr((part.weight, part.repeats, part.max_rows, part.max_images, part.pairs)))
+            for part in parts
+        }
+        """Part -> digest of its settings, in the order of the parts."""
+        self.data = {rows.part.name: f"{len(rows.first)} rows {_short(rows.digest)}" for rows in self._rows}
+        """Part -> rows that can be drawn, and digest of its data."""
 
     @property
     def keys(self) -> Sequence[str]:
-        """`<digest>:<position>`: what `rebuild` takes."""
-        return Lookup(len(self), self.key)
+        """`<digest>:<position>`, for positions without end: what `rebuild` takes."""
+        return Lookup(_ENDLESS, self.key)
 
     def key(self, position: int) -> str:
         """Names a sample for `rebuild`."""
         return f"{self.digest()[:16]}:{position}"
 
     def digest(self) -> str:
-        """Identity of plan and data."""
-        return xxhash.xxh3_128_hexdigest(repr((self.plan_digest, sorted(self.data_digests.items()))).encode())
+        """Identity of settings and data."""
+        order = repr((self.settings, self.part_settings, self.data))
+        return xxhash.xxh3_128_hexdigest(order.encode())
 
     def __len__(self) -> int:
         """Positions of an epoch."""
@@ -168,44 +115,78 @@ class Mixed:
         """
         if position < 0:
             raise IndexError(f"position {position}: expected 0 or more")
-        drawn = self.plan.draw(position, position + 1)
-        number, planned, epoch = (int(values[0]) for values in drawn)
+        begin = time.perf_counter()
+        number, planned, epoch = (int(values[0]) for values in self.plan.draw(position, position + 1))
         rows, seed = self._rows[number], self.plan.sample_seed(position)
         failures: list[dict[str, object]] = []
         tally = Tally()
         for attempt in range(self.max_attempts):
             draw = self.plan.stand_in(number, position, attempt) if attempt else planned
             pair = rows.of(draw, seed)
-            key = rows.source.keys[pair[0]]
-            known = self.quarantine.get(rows.part.name, {}).get(key)
-            if known is not None:
-                failures.append({"key": key, "error": known, "known": True})
+            views = self._views_of(rows, pair, position, tally, failures)
+            if views is None:
                 continue
-            try:
-                first, second = rows.read(pair, tally)
-                sample = self.views.sample(first, second)
-            except BAD_ROW as error:
-                failures.append({"key": key, "error": type(error).__name__, "message": str(error)[:500]})
-                continue
-            key2 = key if pair[1] is None else rows.source.keys[pair[1]]
+            sample = self.views.sample([view.fields for view in views], views[0].caption)
+            keys = [rows.source.keys[row] for row in pair]
             numbers = {"row": draw, "planned_row": planned, "epoch": epoch, "position": position, "attempt": attempt,
                        "retries": tally.retried}  # fmt: skip
             sample.update({name: np.asarray(value, np.int64) for name, value in numbers.items()})
-            texts = {"source": rows.part.name, "key1": key, "key2": key2, "failures": _listed(failures)}
+            texts = {"source": rows.part.name, "key1": keys[0], "key2": keys[-1], "failures": _listed(failures)}
+            rows.reads.note(time.perf_counter() - begin, sum(view.num_bytes for view in views))
             return {**sample, **texts, "seed": np.asarray(seed, np.uint64)}
+        raise self._all_bad(rows, position, failures)
+
+    def _views_of(
+        self, rows: PartRows, pair: Sequence[int], position: int, tally: Tally, failures: list[dict[str, object]]
+    ) -> list[_View] | None:
+        """The views of these rows; None, and one failure more, where a row is bad."""
+        keys = [rows.source.keys[row] for row in pair]
+        known = self.quarantine.get(rows.part.name, {})
+        for key in keys:
+            if key in known:
+                failures.append({"key": key, "error": known[key], "known": True})
+                return None
+        views: list[_View] = []
+        for row, key in zip(pair, keys, strict=True):
+            try:
+                record = rows.read(row, tally)
+                num_bytes = sum(value.nbytes for value in record.values() if isinstance(value, np.ndarray))
+                views.append(_View(self.views.view(record), str(record.get("sentence", "")), num_bytes))
+            except BAD_ROW as error:
+                failures.append({"key": key, "error": type(error).__name__, "message": str(error)[:500]})
+                return None
+            except Exception as error:  # of the disk, or of a program: not the data's fault
+                where = f"mix: {rows.part.name}: {key}, at position {position}"
+                if isinstance(error, OSError) and is_transient(error):  # without errno, or the loader would try again
+                    raise OSError(f"{where}: reading failed again and again: {error}") from error
+                error.add_note(where)
+                raise
+        return views
+
+    def _all_bad(self, rows: PartRows, position: int, failures: Sequence[Mapping[str, object]]) -> BadData:
         reasons = Counter(str(failure["error"]) for failure in failures)
-        raise BadData(
+        last = failures[-1]
+        return BadData(
             f"{rows.part.name}: all {self.max_attempts} rows tried at position {position} are bad "
             f"({', '.join(f'{name}: {count}' for name, count in reasons.most_common())}); "
-            f"the last: {failures[-1]['key']}: {failures[-1].get('message', 'in quarantine')}"
+            f"the last: {last['key']}: {last.get('message', 'in quarantine')}"
         )
+
+    def pairing(self, name: str) -> str:
+        """Where the pairs of a part come from: "stored" in the source, drawn by "rule", or "none".
+
+        Raises:
+            KeyError: there is no such part.
+        """
+        rows = {rows.part.name: rows for rows in self._rows}[name]
+        return "stored" if rows.is_paired else "none" if rows.pairs is None else "rule"
 
     def explain(self, position: int) -> dict[str, object]:
         """What the plan says of a position, without reading anything but keys: plain values."""
         number, planned, epoch = (int(values[0]) for values in self.plan.draw(position, position + 1))
         rows, seed = self._rows[number], self.plan.sample_seed(position)
         stand_ins = [self.plan.stand_in(number, position, attempt) for attempt in range(1, self.max_attempts)]
-        first, second = rows.of(planned, seed)
+        keys = [rows.source.keys[row] for row in rows.of(planned, seed)]
         known = self.quarantine.get(rows.part.name, {})
         return {
             "position": position,
@@ -215,10 +196,10 @@ class Mixed:
             "epoch": epoch,
             "mix_epoch": position // len(self),
             "seed": seed,
-            "key1": rows.source.keys[first],
-            "key2": rows.source.keys[first if second is None else second],
-            "is_pair": second is not None,
-            "in_quarantine": rows.source.keys[first] in known,
+            "key1": keys[0],
+            "key2": keys[-1],
+            "is_pair": len(keys) == 2,
+            "in_quarantine": any(key in known for key in keys),
             "stand_ins": [rows.source.keys[rows.of(draw, seed)[0]] for draw in stand_ins],
         }
 
@@ -244,22 +225,8 @@ class Mixed:
 
 
 def _listed(failures: list[dict[str, object]]) -> str:
-    return json.dumps(failures, ensure_ascii=False) if failures else ""
+    return json.dumps(failures) if failures else ""
 
 
-def _pairs(part: MixPart) -> Pairs | None:
-    if part.pairs is None:
-        return None
-    from penstock.track_tables import track_table
-
-    if VIEW in part.source.schema:
-        raise UsageError(f"mix: {part.name}: its rows are pairs already; leave out the pair rule")
-    return Pairs(track_table(part.source), part.pairs)
-
-
-def _end_of_groups(part: MixPart, count: int) -> int:
-    """First row after so many groups."""
-    groups = getattr(part.source, "groups", None)
-    if groups is None:
-        raise UsageError(f"mix: {part.name}: max_images: the source has no groups; use max_rows")
-    return len(part.source) if count >= len(groups) else int(groups[count].start)
+def _short(text: str) -> str:
+    return xxhash.xxh3_64_hexdigest(text.encode())

@@ -17,7 +17,8 @@ MOST_COUNTED = 1 << 28
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """How many bad rows are borne, per part and over all parts. A bad row is one that another stood in for.
+    """How many bad samples are borne, per part and over all parts, in what one rank consumes. A bad sample is one that
+    another row stood in for, whether the planned one was read or known to be bad.
 
     Raises:
         UsageError: a number is out of range.
@@ -31,8 +32,11 @@ class Budget:
     max_total: int | None = None
 
     def __post_init__(self) -> None:
-        if self.max_consecutive < 1 or not 0 <= self.max_fraction <= 1 or self.window < 1 or (self.max_total or 0) < 0:
-            raise UsageError(f"Budget: expected counts of 1 or more and a fraction of 0..1, got {self}")
+        counts = self.max_consecutive >= 0 and self.window >= 1 and (self.max_total or 0) >= 0
+        if not counts or not 0 <= self.max_fraction <= 1:
+            raise UsageError(
+                f"Budget: expected counts of 0 or more, a window of 1 or more, a fraction of 0..1; got {self}"
+            )
 
 
 @dataclass(kw_only=True)
@@ -51,14 +55,16 @@ class PartTally:
     """Class of the error -> rows that failed; "known bad" for those in quarantine, which were not read."""
     seen: np.ndarray | None = None
     """(num_rows,) bool: rows drawn."""
-    consecutive: int = 0
-    recent: deque[int] = field(default_factory=deque)
     first_bad: list[str] = field(default_factory=list)
     """Keys of the first bad rows."""
+    consecutive: int = 0
+    recent: deque[bool] = field(default_factory=deque)
+    """Of the samples in the budget's window: whether they were bad."""
+    recent_bad: int = 0
 
 
 class MixTally:
-    """Takes batches as they are consumed, in order; counts; raises when a budget is spent.
+    """Counts batches as they are consumed, in order, and says when a budget is spent.
 
     Args:
         mixed: where the samples come from.
@@ -73,20 +79,19 @@ class MixTally:
             for part, size in zip(mixed.plan.parts, sizes, strict=True)
         }
         self.all = PartTally()
-        self.bad: dict[str, dict[str, str]] = {}
-        """Part -> key of a row that failed -> class of the error: what was not in quarantine yet."""
 
-    def take(self, batch: Mapping[str, Any]) -> None:
-        """Counts a batch; then checks the budgets.
+    def take(self, batch: Mapping[str, Any]) -> list[dict[str, str]]:
+        """Counts a batch.
 
         Args:
             batch: with the fields of `PROVENANCE` and `is_pair`, in order of positions.
 
-        Raises:
-            BudgetExceeded: too many bad rows; the message has the reasons and the first keys.
+        Returns:
+            The bad rows of it that were not in quarantine: source, key, error.
         """
         rows, pairs = np.asarray(batch["row"]).tolist(), np.asarray(batch["is_pair"]).tolist()
         attempts, retries = np.asarray(batch["attempt"]).tolist(), np.asarray(batch["retries"]).tolist()
+        found: list[dict[str, str]] = []
         for number, name in enumerate(batch["source"]):
             tally = self.parts[name]
             if tally.seen is not None:
@@ -98,12 +103,20 @@ class MixTally:
                 one.retried += retries[number]
                 one.substituted += attempts[number] > 0
                 self._note(one, failures)
-            for failure in failures:
-                if not failure.get("known"):
-                    self.bad.setdefault(name, {})[failure["key"]] = failure["error"]
+            found += [
+                {"source": name, "key": one["key"], "error": one["error"]} for one in failures if not one.get("known")
+            ]
+        return found
+
+    def check(self) -> None:
+        """Holds the counts against the budget.
+
+        Raises:
+            BudgetExceeded: too many bad samples; the message has the reasons and the first keys.
+        """
         if self.budget is not None:
             for name, tally in (*self.parts.items(), ("all parts", self.all)):
-                self._check(name, tally, self.budget)
+                _check(name, tally, self.budget)
 
     def _note(self, tally: PartTally, failures: Sequence[Mapping[str, Any]]) -> None:
         for failure in failures:
@@ -111,32 +124,22 @@ class MixTally:
             if len(tally.first_bad) < 5:
                 tally.first_bad.append(failure["key"])
         tally.consecutive = tally.consecutive + 1 if failures else 0
+        if self.budget is None:
+            return
         tally.recent.append(bool(failures))
-        if self.budget is not None and len(tally.recent) > self.budget.window:
-            tally.recent.popleft()
+        tally.recent_bad += bool(failures)
+        if len(tally.recent) > self.budget.window:
+            tally.recent_bad -= tally.recent.popleft()
 
-    def _check(self, name: str, tally: PartTally, budget: Budget) -> None:
-        share = sum(tally.recent) / budget.window if len(tally.recent) == budget.window else 0.0
-        reasons = [
-            (tally.consecutive > budget.max_consecutive, f"{tally.consecutive} samples in a row needed a substitute"),
-            (share > budget.max_fraction, f"{share:.1%} of the last {budget.window} samples needed a substitute"),
-            (budget.max_total is not None and tally.substituted > (budget.max_total or 0),
-             f"{tally.substituted} samples needed a substitute"),
-        ]  # fmt: skip
-        for exceeded, words in reasons:
-            if exceeded:
-                counts = ", ".join(f"{reason}: {count}" for reason, count in tally.failed.most_common(5))
-                raise BudgetExceeded(
-                    f"mix: {name}: {words}; the budget is {budget}. Reasons: {counts}; "
-                    f"the first: {', '.join(tally.first_bad)}. Look at the data, or raise the budget"
-                )
-
-    def report(self) -> dict[str, dict[str, object]]:
+    def report(self) -> dict[str, dict[str, Any]]:
         """Counts per part of what this process consumed: plain values, for JSON.
 
-        `unique` are rows that came at least once, None for a part too large to know; `repeated` the rest of `drawn`.
+        Returns:
+            Part -> drawn, pairs, substituted: samples; unique: rows that came at least once (None for a part too large to
+            know); repeated: the rest of drawn; retried: reads; failed: reason -> rows; ms_p50, ms_p99, bytes_per_s: of
+            the samples made last, in one thread.
         """
-        found: dict[str, dict[str, object]] = {}
+        found: dict[str, dict[str, Any]] = {}
         for name, tally in self.parts.items():
             unique = None if tally.seen is None else int(np.count_nonzero(tally.seen))
             found[name] = {
@@ -147,20 +150,40 @@ class MixTally:
                 "substituted": tally.substituted,
                 "retried": tally.retried,
                 "failed": dict(tally.failed.most_common()),
+                **self.mixed.reads[name].report(),
             }
         return found
 
 
+def _check(name: str, tally: PartTally, budget: Budget) -> None:
+    share = tally.recent_bad / budget.window if len(tally.recent) == budget.window else 0.0
+    reasons = [
+        (tally.consecutive > budget.max_consecutive, f"{tally.consecutive} samples in a row needed a substitute"),
+        (share > budget.max_fraction, f"{share:.1%} of the last {budget.window} samples needed a substitute"),
+        (budget.max_total is not None and tally.substituted > budget.max_total,
+         f"{tally.substituted} samples needed a substitute"),
+    ]  # fmt: skip
+    for exceeded, words in reasons:
+        if exceeded:
+            counts = ", ".join(f"{reason}: {count}" for reason, count in tally.failed.most_common(5))
+            raise BudgetExceeded(
+                f"mix: {name}: {words}; the budget is {budget}. Reasons: {counts}; "
+                f"the first: {', '.join(tally.first_bad)}. Look at the data, or raise the budget"
+            )
+
+
 def added(reports: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
-    """The reports of several ranks as one. `unique` is summed: ranks share no position, so rows that came to two ranks, by
-    substitution or in another epoch, count twice; `repeated` is left out for that reason."""
+    """The reports of several ranks as one: counts and rates are summed, of milliseconds the slowest rank's stand.
+
+    `unique` is exact where ranks share no row, as in one epoch without substitutes; a row that came to two ranks counts
+    twice in it.
+    """
     total: dict[str, dict[str, Any]] = {}
     for report in reports:
         for name, counts in report.items():
             into = total.setdefault(name, {"failed": Counter()})
-            for key, value in counts.items():
-                if key == "failed":
-                    into["failed"].update(value)
-                elif key != "repeated":
-                    into[key] = None if value is None or into.get(key, 0) is None else into.get(key, 0) + value
+            into["failed"].update(counts["failed"])
+            for key in counts.keys() - {"failed"}:
+                known = [value for value in (into.get(key), counts[key]) if value is not None]
+                into[key] = (max if key.startswith("ms_") else sum)(known) if known else None
     return {name: {**counts, "failed": dict(counts["failed"])} for name, counts in total.items()}

@@ -1,5 +1,6 @@
 """Two views of an object, at the sizes that models want: what a mixture of datasets gives for each position."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,7 +31,7 @@ PROVENANCE = Schema(
             meaning="reads repeated after a failure of the disk or the net",
         ),
         Field(name="seed", dtype="uint64", kind="number", meaning="for all that is random about the sample"),
-        Field(name="failures", dtype="str", kind="text", meaning="JSON list of the rows that failed at this position"),
+        Field(name="failures", dtype="str", kind="text", meaning="JSON list of the source's rows that failed"),
     ]
 )
 """Where a sample comes from; in every batch."""
@@ -38,7 +39,7 @@ PROVENANCE = Schema(
 
 @dataclass(frozen=True, kw_only=True)
 class Views:
-    """Sizes of the views. Pictures and masks are stretched to squares, each from the original.
+    """Sizes of the views. Pictures and masks are stretched to squares, each from the original, so all samples have one size.
 
     Raises:
         UsageError: a size is below 1.
@@ -81,37 +82,43 @@ class Views:
             ]
         )
 
-    def sample(self, first: Record, second: Record | None) -> Record:
-        """The views of one record or two with `image` (H, W, 3) uint8 RGB and `mask` (H, W) 0 or 1.
-
-        Without a second record view 2 is view 1, the same arrays. A mask that is not empty stays so at every size.
+    def view(self, record: Record) -> dict[str, np.ndarray]:
+        """One view: image, mask and, where asked for, small and region, of a record with `image` (H, W, 3) uint8 RGB and
+        `mask` (H, W) 0 or 1. A mask that is not empty stays so at every size.
 
         Raises:
-            BadData: a mask is empty, or of another size than its picture.
+            BadData: the picture is none, or the mask is empty, is no mask, or of another size.
         """
-        sample: Record = {"is_pair": np.asarray(second is not None), "caption": str(first.get("sentence", ""))}
-        one = self._view(first, "1")
-        two = one if second is None else self._view(second, "2")
-        for view, found in (("1", one), ("2", two)):
-            sample.update({f"{name}{view}": value for name, value in found.items()})
-        return sample
-
-    def _view(self, record: Record, which: str) -> dict[str, np.ndarray]:
         from penstock.geometry.images import stretch
-        from penstock.geometry.masks import resize_mask
+        from penstock.geometry.masks import binary_mask, resize_mask
 
-        image, mask = np.asarray(record["image"]), np.asarray(record["mask"])
+        image, mask = np.asarray(record["image"]), binary_mask(np.asarray(record["mask"]))
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
+            raise BadData(f"image: expected (H, W, 3) uint8, got {image.shape} of {image.dtype}{_strange(image)}")
         if mask.shape != image.shape[:2]:
-            raise BadData(f"view {which}: expected a mask of the picture's size {image.shape[:2]}, got {mask.shape}")
+            raise BadData(f"mask: expected the picture's size {image.shape[:2]}, got {mask.shape}")
         if not mask.any():
-            raise BadData(f"view {which}: the mask is empty")
+            raise BadData("mask: it is empty")
         square = (self.size, self.size)
-        found = {"image": stretch(image, square), "mask": resize_mask(mask, square)}
+        found = {"mask": resize_mask(mask, square)}  # first: it refuses what is too large
+        found["image"] = stretch(image, square)
         if self.small:
             found["small"] = stretch(image, (self.small, self.small))
         if self.grid:
             found["region"] = resize_mask(mask, (self.grid, self.grid))
         return found
+
+    def sample(self, views: Sequence[Mapping[str, np.ndarray]], caption: str) -> Record:
+        """A sample of two views, or of one, which then is view 2 as well: the same arrays."""
+        sample: Record = {"is_pair": np.asarray(len(views) == 2), "caption": caption}
+        for number, view in (("1", views[0]), ("2", views[-1])):
+            sample.update({f"{name}{number}": value for name, value in view.items()})
+        return sample
+
+
+def _strange(values: np.ndarray) -> str:
+    """What a message adds for numbers that are none."""
+    return "" if values.dtype.kind != "f" or np.isfinite(values).all() else ", with values that are not finite"
 
 
 def _square(name: str, side: int, kind: str, meaning: str) -> Field:

@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol, cast
 import xxhash
 
 from penstock.errors import BadData, MissingExtra, SourceNotFound
+from penstock.fill import is_transient
 
 
 class Files(Protocol):
@@ -25,6 +26,7 @@ class Files(Protocol):
 
         Raises:
             BadData: there is no such file, or it cannot be read.
+            OSError: reading failed in a way that may pass (EIO, ESTALE, ...).
         """
         ...
 
@@ -64,6 +66,8 @@ class FolderFiles:
             with open(os.path.join(self.root, path), "rb") as file:
                 return file.read()
         except OSError as error:
+            if is_transient(error):
+                raise
             raise BadData(f"{self.root / path}: expected a file that can be read: {error.strerror or error}") from error
         except ValueError as error:  # a zero byte in the name
             raise BadData(f"{self.root}: {path!r}: expected the path of a file: {error}") from error

@@ -14,6 +14,7 @@ from typing import BinaryIO
 import numpy as np
 
 from penstock.errors import BadData
+from penstock.fill import is_transient
 from penstock.readers.object_array import decode_object_array
 
 MAX_MEMBERS = 10_000
@@ -85,6 +86,8 @@ def read_npz_file(
                 raise BadData(f"NPZ: the members declare {declared} bytes; expected at most {max_bytes}")
             contents = {name: memoryview(zip_member(archive, member, "NPZ")) for name, member in members.items()}
     except OSError as error:
+        if is_transient(error):
+            raise
         raise BadData(f"{os.fspath(path)}: expected a file that can be read: {error.strerror or error}") from error
     return {name: _parse_npy(name, content, False, max_bytes) for name, content in contents.items()}
 

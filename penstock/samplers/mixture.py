@@ -52,8 +52,9 @@ class Mix:
     """Draws from several parts in given shares, in an order that needs no memory.
 
     Shares: without weights each row comes `repeats` times an epoch (a concatenation, shuffled). With weights w of sum W,
-    part s has been drawn n_s times after p positions, and |n_s - w_s * p / W| < 1 wherever p is a multiple of the window;
-    in between the order is a keyed permutation of the window. Within a part each row comes once before any comes again
+    part s has been drawn n_s times after p positions, and |n_s - w_s * p / W| < 1 wherever a window ends; inside one the
+    order is a keyed permutation. Windows of `window` positions follow each other in cycles of `cycle`, after each of which
+    the shares are exact; the last one of a cycle may be shorter. Within a part each row comes once before any comes again
     (where one part is so rare that a window has more than 16,384 positions: up to the order inside that window).
 
     How: let A_s be the sum of the weights up to part s. After b windows of length L part s has floor(A_s * bL / W) -
@@ -98,11 +99,12 @@ class Mix:
         _require(
             self.cycle <= _MOST, "weights", "a sum below 2**48 as whole numbers without a common divisor", self.total
         )
-        self.window = min(self.cycle, max(WINDOW, -(-self.total // min(self.weights))))
+        window = max(WINDOW, -(-self.total // min(self.weights)))
+        self.window = self.cycle if self.cycle < 2 * window else window
         self._sums = [0, *accumulate(self.weights)]
         self._per_cycle = np.array(self._counts(self.cycle), np.int64)
         self._offsets = np.array([0, *accumulate(part.num_rows for part in self.parts)], np.int64)
-        self._last: tuple[tuple[int, int], Drawn] | None = None
+        self._recent: tuple[tuple[tuple[int, int], Drawn], ...] = ()
 
     def draw(self, start: int, stop: int) -> Drawn:
         """What stands at the positions start..stop-1, in arrays of the caller's own.
@@ -154,7 +156,7 @@ class Mix:
         return self.identity()
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_last": None}
+        return {**self.__dict__, "_recent": ()}
 
     def _epoch(self) -> int:
         lengths = [
@@ -175,9 +177,10 @@ class Mix:
         return [int(n) for n in counts + np.bincount(inside, minlength=len(self.parts))]
 
     def _chunk(self, cycle: int, number: int) -> Drawn:
-        last = self._last  # one read: other threads may replace it
-        if last is not None and last[0] == (cycle, number):
-            return last[1]
+        recent = self._recent  # one read: other threads may replace it
+        for key, known in recent:
+            if key == (cycle, number):
+                return known
         start, stop = number * CHUNK_ROWS, min((number + 1) * CHUNK_ROWS, self.cycle)
         windows = range(start // self.window, -(-stop // self.window))
         pieces = [self._window(cycle, one, start, stop) for one in windows]
@@ -189,7 +192,7 @@ class Mix:
             if len(mine):
                 rows[mine], epochs[mine] = self._part_rows(part, draws[mine])
         drawn = Drawn(parts, rows, epochs)
-        self._last = ((cycle, number), drawn)
+        self._recent = (((cycle, number), drawn), *recent[:1])  # two: threads stand on both sides of a border
         return drawn
 
     def _window(self, cycle: int, window: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,5 +1,6 @@
 """Files in folders and LMDBs look the same to a reader; walks; locks across forks."""
 
+import errno
 import os
 import pickle
 import signal
@@ -111,3 +112,18 @@ def test_a_lock_held_while_forking_is_free_in_the_child_and_in_a_copy() -> None:
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         with pickle.loads(pickle.dumps(lock)):
             pass
+
+
+def test_a_read_that_may_succeed_later_is_no_bad_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loader tries it again; a file that is not there is bad data at once."""
+
+    def broken(*given: object, **options: object) -> object:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("builtins.open", broken)
+    with pytest.raises(OSError, match="Input/output error") as raised:
+        FolderFiles(tmp_path).read("a.jpg")
+    assert not isinstance(raised.value, BadData)
+    monkeypatch.undo()
+    with pytest.raises(BadData):
+        FolderFiles(tmp_path).read("a.jpg")

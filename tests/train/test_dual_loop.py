@@ -10,7 +10,8 @@ import torch
 
 from penstock.errors import BudgetExceeded, UsageError
 from penstock.mix_loader import MixLoader
-from penstock.mix_source import Mixed, MixPart
+from penstock.mix_rows import MixPart
+from penstock.mix_source import Mixed
 from penstock.mix_views import Views
 from penstock.models.cycle import CycleModel
 from penstock.source import Subset
