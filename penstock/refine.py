@@ -1,25 +1,28 @@
 """Refined id maps of scenes: wires reader, stage and sink into a job. `penstock refine`."""
 
+import logging
 import os
 import platform
 import shutil
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 import penstock
-from penstock.errors import BadData, BudgetExceeded, RecipeMismatch, RowError
+from penstock.errors import BadData, BudgetExceeded, OutputRefused, RecipeMismatch, RowError
 from penstock.jobs import Job, Launcher
 from penstock.launch.local import Inline, Local
 from penstock.models.proposers import open_proposer
 from penstock.readers.scenes import Scenes
+from penstock.refine_after import look_back, require_asked
 from penstock.refine_config import RefineConfig
 from penstock.refine_files import FrameOffers, Outputs, open_scenes
-from penstock.refine_sink import ROW_FILES, RefineSink, open_rows, rows_schema, why_anew
+from penstock.refine_sink import ROW_FILES, RefineSink, open_rows, places_of, rows_schema, why_anew
 from penstock.refine_statistics import statistics_of, total
 from penstock.refining.types import Proposer
 from penstock.report import Budget, Report
@@ -37,6 +40,7 @@ COMMAND = "refine"
 BATCHES = {"cpu": 1, "cuda": 4}
 """Frames that a model looks at together, by device."""
 _LISTED = 10
+_log = logging.getLogger("penstock")
 
 
 def refine(
@@ -53,7 +57,9 @@ def refine(
 
     Interrupted or finished, the same call does only what is missing: frames without a result, with another picture, map or
     settings than before, or whose result is gone. A frame that cannot be refined is a failed row, and the rest goes on.
-    The report's notes hold the statistics of all frames asked for (`scenes`, `total`), whenever they were made.
+    The report's notes hold the statistics of all frames asked for (`scenes`, `total`), whenever they were made; what was
+    decided (`decisions`, see `penstock.refine_done.Decisions`); where asked for, `quality` (`penstock.refine_truth`) and
+    `consistency` (`penstock.refine_agree`).
 
     Args:
         config: see `RefineConfig`.
@@ -67,7 +73,8 @@ def refine(
     Raises:
         UsageError, MissingExtra, SourceNotFound: wrong settings, no scenes, or no weights on this machine; nothing was
             touched.
-        OutputRefused: the output would be written over the input, or cannot be written.
+        OutputRefused: the output would be written over the input, or cannot be written; or it has maps of another format in
+            scenes that are not asked for.
         RecipeMismatch: it was made with other settings, and `on_change` says refuse; each difference is named.
         PartClaimed: it was made with other settings, and another run is still writing it.
         BudgetExceeded: more frames failed than allowed.
@@ -81,7 +88,7 @@ def refine(
     report.notes |= _said(config, offers, stage)
     with refused_if_unwritable(config.outputs.store):
         _clear_old(config.outputs)
-        if _has_other_recipe(config, stage):
+        if _has_other_recipe(config, offers, stage):
             _retire(config.outputs, stage)
         sink = _open_sink(config, stage, disk)
     on_start(report)
@@ -103,12 +110,13 @@ def refine(
         report.notes |= _counted(config, offers, sink)
         raise
     report.notes |= _counted(config, offers, sink)
+    report.notes |= look_back(config, offers, report, stop)
     report.seconds = time.monotonic() - started
     return report
 
 
 def plan_refine(config: RefineConfig, *, proposer: Proposer | None = None) -> dict[str, object]:
-    """What `refine` would do, and why; writes nothing.
+    """What `refine` would do, and why; writes nothing. Seconds are those of a frame whose proposals are not cached.
 
     Returns:
         Plain values: counts by reason, bytes and seconds as estimated from one frame.
@@ -116,7 +124,7 @@ def plan_refine(config: RefineConfig, *, proposer: Proposer | None = None) -> di
     Raises:
         As `refine`.
     """
-    offers, stage = open_input(config, proposer)
+    offers, stage = open_input(replace(config, proposal_cache=None), proposer)
     reasons = _reasons(config, offers, stage)
     todo = sum(number for reason, number in reasons.items() if reason not in _LEFT)
     seconds, size = _probe(offers, stage) if todo else (0.0, 0)
@@ -145,9 +153,14 @@ def open_input(config: RefineConfig, proposer: Proposer | None = None) -> tuple[
     """
     scenes, limit = frames_of(config)
     config.outputs.refuse_inputs(scenes)
+    require_asked(config, scenes)
     reopen = None if proposer is not None else _opener(config)
     opened = proposer if reopen is None else reopen(device=config.device)
     assert opened is not None
+    if config.proposer == "classical" and config.matcher == "overlap":
+        _log.warning(
+            "penstock: proposer classical finds nothing at automatic points: with matcher overlap every object keeps its mask"
+        )
     kind = opened.device.partition(":")[0]
     stage = RefineFrames(
         proposer=opened,
@@ -245,12 +258,19 @@ def _is_ours(store: Store, key: str) -> bool:
         return False
 
 
-def _has_other_recipe(config: RefineConfig, stage: RefineFrames) -> bool:
+def _has_other_recipe(config: RefineConfig, offers: FrameOffers, stage: RefineFrames) -> bool:
     try:
         check_output(config.outputs.store, stage.identity(), rows_schema(stage.schema))
     except RecipeMismatch:
         if config.on_change == "refuse":
             raise
+        store = open_rows(config.outputs.store)
+        stored = store.attributes.get("format")
+        if offers.limit is not None and offers.limit < len(store) and stored != stage.format:
+            raise OutputRefused(
+                f"{config.outputs.store}: holds {len(store)} frames as {stored}, which go where the format changes; only "
+                f"{offers.limit} are asked for as {stage.format}: ask for all scenes, or give another --output-dir-name"
+            ) from None
         return True
     return False
 
@@ -324,9 +344,10 @@ _LEFT = ("done", "failed before, not retried")
 
 def _reasons(config: RefineConfig, offers: FrameOffers, stage: RefineFrames) -> Counter[str]:
     """How many frames are to be computed, or not, and why."""
-    other = _has_other_recipe(config, stage)
+    other = _has_other_recipe(config, offers, stage)
     known = {} if other else known_rows(config.outputs.store)
     store = open_rows(config.outputs.store)
+    places = places_of(store)
     reasons: Counter[str] = Counter()
     for candidate in offers.candidates():
         state, cheap = known.get(candidate.key, (0, 0))
@@ -338,7 +359,7 @@ def _reasons(config: RefineConfig, offers: FrameOffers, stage: RefineFrames) -> 
         elif state == FAILED:
             reasons["failed before" if config.retry_failed else "failed before, not retried"] += 1
         elif state == DONE:
-            row = store.read(store.find(candidate.key), ROW_FILES)
+            row = store.read(places[candidate.key], ROW_FILES)
             reasons[why_anew(row, config.outputs.sizes(candidate.origin), config.existing) or "done"] += 1
     return reasons
 

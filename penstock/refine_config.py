@@ -13,7 +13,8 @@ from penstock.stages.refine import Format, IdType
 IDS = "obj_ids"
 OUTPUT = "obj_ids_refine"
 MODEL_CFG = "sam2_hiera_l.yaml"
-CHECKPOINT = "model_zoo/sam/sam2_hiera_large.pt"
+FACES = "face_ids"
+Consistency = Literal["none", "faces"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +36,7 @@ class RefineConfig:
     model_cfg: str = MODEL_CFG
     """SAM2's architecture: name of a configuration, of a model, or a folder."""
     checkpoint: Path | None = None
-    """SAM2's weights; None: `CHECKPOINT`, or those of a model given by name."""
+    """SAM2's weights; None: model_zoo/sam/sam2_hiera_large.pt, or those of the model."""
     device: str = "auto"
     """"auto" (all GPUs, or else the CPU), "cpu", "cuda" (all), "cuda:1" (one)."""
     download: bool = False
@@ -58,6 +59,12 @@ class RefineConfig:
     """An object of at least so many pixels always survives."""
     invalid_ids: tuple[int, ...] = ()
     """Ids that are no object, besides 0 and below."""
+    consistency: Consistency = "none"
+    """"faces": maps in a folder of their own (`penstock.refine_agree`) that agree over the frames of a scene."""
+    face_ids_dir_name: str = FACES
+    """Folder of the face maps in each scene."""
+    truth: Path | None = None
+    """Folder of true id maps (`penstock.refine_truth`): how good the maps were before and are now is reported."""
     max_scenes: int | None = None
     """Take only the first so many scenes."""
     batch_size: int | None = None
@@ -95,6 +102,7 @@ class RefineConfig:
             ("profile", self.profile in ("penstock", "seed"), "penstock or seed"),
             ("on_change", self.on_change in ("refuse", "recompute"), "refuse or recompute"),
             ("existing", self.existing in ("keep", "replace"), "keep or replace"),
+            ("consistency", self.consistency in ("none", "faces"), "none or faces"),
         ]
         for name, holds, expected in checks:
             if not holds:
@@ -106,14 +114,16 @@ class RefineConfig:
         self._check_folders()
 
     def _check_folders(self) -> None:
-        for flag, name in (("ids-dir-name", self.ids_dir_name), ("output-dir-name", self.output_dir_name)):
+        for flag in ("ids-dir-name", "output-dir-name", "face-ids-dir-name"):
+            name = getattr(self, flag.replace("-", "_"))
             if not name or name != Path(name).name or name.startswith("."):
                 raise UsageError(f"{flag}: expected the name of a folder in each scene, got {name!r}")
-        written = {self.output_dir_name, f"{self.output_dir_name}_confidence"}
-        if written & {self.ids_dir_name, IMAGES}:
+        ends = ("", "_confidence", *(("_agreed", "_agreed_confidence") if self.consistency != "none" else ()))
+        inputs = (IMAGES, self.ids_dir_name, *((self.face_ids_dir_name,) if self.consistency != "none" else ()))
+        if {f"{self.output_dir_name}{end}" for end in ends} & set(inputs):
             raise OutputRefused(
-                f"output-dir-name {self.output_dir_name}: the input lies in {IMAGES} and {self.ids_dir_name}, which are "
-                "never written to; give another name"
+                f"output-dir-name {self.output_dir_name}: the input lies in {', '.join(inputs)}, which are never written "
+                "to; give another name"
             )
 
     @property
@@ -138,4 +148,5 @@ class RefineConfig:
         """Plain values, as recorded with the output."""
         paths = {"data_root": str(self.data_root), "checkpoint": self.checkpoint and str(self.checkpoint)}
         paths["proposal_cache"] = self.proposal_cache and str(self.proposal_cache)
+        paths["truth"] = self.truth and str(self.truth)
         return {**asdict(self), **paths, "invalid_ids": list(self.invalid_ids)}

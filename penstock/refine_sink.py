@@ -7,6 +7,7 @@ commits the row. So a done row has its files, whatever happened in between; a fi
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -122,7 +123,7 @@ class RefineSink(StoreSink):
         self.existing = existing
         self.foreign: list[str] = []
         self._unflushed: set[Path] = set()
-        self._rows = open_rows(outputs.store)
+        self._reopen_rows()
 
     def writer(self) -> FrameWriter:
         """What a worker writes rows with; pickles."""
@@ -173,10 +174,14 @@ class RefineSink(StoreSink):
     def _row_files(self, key: str) -> Record:
         """`ROW_FILES` of a done row."""
         try:
-            return self._rows.read(self._rows.find(key), ROW_FILES)
+            return self._rows.read(self._places[key], ROW_FILES)
         except (KeyError, RowError):  # another driver has done it since the store was opened
-            self._rows = open_rows(self.outputs.store)
-        return self._rows.read(self._rows.find(key), ROW_FILES)
+            self._reopen_rows()
+        return self._rows.read(self._places[key], ROW_FILES)
+
+    def _reopen_rows(self) -> None:
+        self._rows = open_rows(self.outputs.store)
+        self._places = places_of(self._rows)
 
 
 ROW_FILES = ("kept_existing", "file_bytes", "confidence_bytes")
@@ -201,6 +206,11 @@ def why_anew(row: Record, sizes: tuple[int, int], existing: Existing) -> str:
 def rows_schema(schema: Schema) -> Schema:
     """What the store holds of the stage's records: all but the files."""
     return Schema(field for field in schema.fields if field.name not in CONTENTS)
+
+
+def places_of(store: Store) -> dict[str, int]:
+    """The row of each key: for many keys, where `Store.find` would look into every part for each."""
+    return {key: row for row, key in enumerate(chain.from_iterable(part.keys for part in store.parts))}
 
 
 def open_rows(path: Path) -> Store:

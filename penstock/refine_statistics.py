@@ -1,5 +1,6 @@
 """What a refinement did, per scene and in all: counted from the rows of its store, so right after any restart."""
 
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -8,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from penstock.errors import RowError
+from penstock.models.sam2_config import parse_model_cfg
 from penstock.readers.scenes import Scenes
-from penstock.refine_config import CHECKPOINT
+from penstock.refine_sink import places_of
 from penstock.stages.refine import COUNTS
 from penstock.store import Store
 from penstock.store.rows import DONE, FAILED
@@ -59,7 +61,7 @@ class Lines:
     scenes: str = "{scenes} scenes found"
     scene: str = (
         "{mark} {scene}: {done}/{frames} done, invalid: {invalid:.1%}, SAM matched: {sam_matched}, merged: {merged}, "
-        "kept by the gate: {kept}"
+        "masks kept: {kept}"
     )
     marks: Sequence[str] = field(default=("-", "+"))
     """Of a scene of which no frame is done; of another one."""
@@ -67,7 +69,7 @@ class Lines:
     stopped: str = "=== mask refinement stopped: run it again to go on ==="
     total: str = (
         "{scenes} scenes, {done}/{frames} frames done, {objects} objects: {sam_matched} matched, {merged} merged, "
-        "{low_confidence} of low confidence, {fallback} without a proposal, {accepted} accepted and {kept} kept by the gate"
+        "{low_confidence} of low confidence, {fallback} without a proposal; {accepted} new masks accepted, {kept} masks kept"
     )
     place: str = "the refined maps lie in {folder}/ of each scene"
 
@@ -75,7 +77,8 @@ class Lines:
         """What is said before the first frame, from the notes of the report."""
         config = notes["config"]
         names = ("banner", "root", "model", "weights") if config["proposer"] == "sam2" else ("banner", "root", "found")
-        named = CHECKPOINT if config["model_cfg"].endswith(".yaml") else config["model_cfg"]
+        known = parse_model_cfg(config["model_cfg"])
+        named = known.zoo_file if known and known.zoo_file else config["model_cfg"]
         values = {
             **config,
             "root": config["data_root"],
@@ -106,23 +109,25 @@ def statistics_of(store: Store, scenes: Scenes, max_rows: int | None = None) -> 
         scenes: the frames that were asked for.
         max_rows: only so many of them, whole scenes.
     """
-    states = _states(store)
+    states, places = _states(store), places_of(store)
     keys = scenes.keys
     found = []
     for group in scenes.groups:
         if max_rows is not None and group.start >= max_rows:
             break
-        rows = [row for row in _rows_of(store, [keys[one] for one in range(group.start, group.stop)]) if row >= 0]
+        rows = [places[key] for one in range(group.start, group.stop) if (key := keys[one]) in places]
         ended = states[rows] if rows else np.zeros(0, np.uint8)
         done = np.array(rows, np.int64)[ended == DONE]
         numbers = {"done": len(done), "failed": int(np.count_nonzero(ended == FAILED))}
+        shares = _shares(store, done)
         found.append(
             SceneStatistics(
                 scene=group.name,
                 frames=group.stop - group.start,
                 **numbers,
                 **_sums(store, done),
-                **_shares(store, done),
+                invalid=shares[0],
+                invalid_before=shares[1],
             )
         )
     return found
@@ -143,17 +148,16 @@ def total(scenes: Sequence[SceneStatistics]) -> SceneStatistics:
 
 def frame_lines(store: Store, scenes: Scenes, max_rows: int | None = None) -> Iterator[str]:
     """A line for each done frame: its statistics, and the objects that kept the mask they had, with the reason."""
-    for row in _rows_of(store, [scenes.keys[row] for row in range(len(scenes) if max_rows is None else max_rows)]):
+    places = places_of(store)
+    for key in itertools.islice(scenes.keys, max_rows):
         try:
-            record = store[row] if row >= 0 else None
-        except RowError:
-            continue  # listed among the failures
-        if record is None:
-            continue
+            record = store[places[key]]
+        except (KeyError, RowError):
+            continue  # not come to yet; or listed among the failures
         numbers = {name: int(np.asarray(record[name])) for name in COUNTS}
         kept = [f"{one['id']} {one['reason']}" for one in json.loads(str(record["table"]))["objects"] if one["reason"]]
         text = (
-            f"{store.keys[row]}: {numbers['objects']} objects, {numbers['sam_matched']} matched, {numbers['merged']} merged, "
+            f"{key}: {numbers['objects']} objects, {numbers['sam_matched']} matched, {numbers['merged']} merged, "
             f"{numbers['low_confidence']} low, {numbers['fallback']} without a proposal, "
             f"invalid {numbers['invalid_pixels'] / numbers['pixels']:.1%}"
         )
@@ -165,11 +169,12 @@ def _sums(store: Store, rows: np.ndarray) -> dict[str, int]:
     return {name: int(values.sum()) for name, values in zip(names, _columns(store, rows, names), strict=True)}
 
 
-def _shares(store: Store, rows: np.ndarray) -> dict[str, float]:
+def _shares(store: Store, rows: np.ndarray) -> tuple[float, float]:
+    """Mean shares of pixels without an id, after and before."""
     after, before, pixels = _columns(store, rows, ("invalid_pixels", "invalid_before", "pixels"))
     if not len(rows):
-        return {}
-    return {"invalid": float((after / pixels).mean()), "invalid_before": float((before / pixels).mean())}
+        return 0.0, 0.0
+    return float((after / pixels).mean()), float((before / pixels).mean())
 
 
 def _columns(store: Store, rows: np.ndarray, names: Sequence[str]) -> Iterator[np.ndarray]:
@@ -182,18 +187,3 @@ def _columns(store: Store, rows: np.ndarray, names: Sequence[str]) -> Iterator[n
 
 def _states(store: Store) -> np.ndarray:
     return np.concatenate([np.zeros(0, np.uint8), *(part.states() for part in store.parts)])
-
-
-def _rows_of(store: Store, keys: Sequence[str]) -> list[int]:
-    """Row of each key; -1 where the store has none."""
-    found = [-1] * len(keys)
-    first = 0
-    for part in store.parts:
-        here = part.keys.find(keys)
-        for place, key in enumerate(keys):
-            if key in here:
-                found[place] = first + here[key]
-        first += part.rows
-        if -1 not in found:
-            break
-    return found

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from penstock.errors import (
+    BadData,
     BudgetExceeded,
     OutputRefused,
     PartClaimed,
@@ -32,11 +33,12 @@ from penstock.readers.pth import load_id_file, save_id_map
 from penstock.refine import gpus_of, plan_refine, refine
 from penstock.refine_config import RefineConfig
 from penstock.refine_sink import open_rows
+from penstock.refining.types import Frame
 from penstock.report import Report
 from penstock.store import open_store
 from penstock.store.claims import Claim
 from tests.readers.test_pth import pickled
-from tests.refine_data import MaskProposer, coarse_map, config, outputs_of, write_frame, write_scenes
+from tests.refine_data import LookedAt, MaskProposer, coarse_map, config, outputs_of, write_frame, write_scenes
 from tests.store.crash import KillDisk
 from tests.test_bad_input import data_files
 
@@ -233,6 +235,18 @@ def test_other_settings_do_all_again_and_leave_nothing_of_the_old(
     assert sorted(path.name for path in (scenes / ".penstock").iterdir()) == ["obj_ids_refine"]
 
 
+def test_a_few_scenes_in_another_format_take_nothing_from_the_rest(scenes: Path) -> None:
+    run(scenes)
+    before = everything(scenes)
+    with pytest.raises(OutputRefused, match="holds 5 frames as pth"):
+        plan_refine(config(scenes, max_scenes=1, format="npy"), proposer=MASKS)
+    with pytest.raises(OutputRefused, match="output-dir-name"):
+        run(scenes, max_scenes=1, format="npy")
+    assert everything(scenes) == before
+    assert computed(run(scenes, max_scenes=1, min_pixels=3)) == 3
+    assert set(outputs_of(scenes)) == {name for name in before if not name.startswith("store/")}
+
+
 def test_what_a_run_left_that_was_killed_while_it_changed_recipes_is_removed(scenes: Path) -> None:
     run(scenes)
     expected = everything(scenes)
@@ -413,6 +427,18 @@ def test_bad_frames_fail_alone_and_are_named(scenes: Path) -> None:
         run(scenes, dtype="int32", max_failures="1")
 
 
+def test_a_frame_that_the_model_cannot_look_at_costs_no_other_of_its_batch(scenes: Path) -> None:
+    class Choosy(MaskProposer):
+        def encode(self, frames: Sequence[Frame]) -> Sequence[LookedAt]:
+            if any(frame.key == "a/frame_000001" for frame in frames):
+                raise BadData("a/frame_000001: no memory for it")
+            return super().encode(frames)
+
+    report = refine(config(scenes, batch_size=5), proposer=Choosy())
+    assert (report.done, report.failed) == (4, 1)
+    assert "no memory for it" in failure(scenes, "a/frame_000001")
+
+
 def test_one_bad_scene_among_many(tmp_path: Path) -> None:
     root = write_scenes(tmp_path / "data", {f"scene{number:03d}": 1 for number in range(60)})
     for path in (root / "scene007").glob("images/*"):
@@ -481,6 +507,29 @@ def test_a_dry_run_writes_nothing(scenes: Path) -> None:
     assert plan["bytes_to_write"] > 5 * 40 * 56 * 2  # type: ignore[operator]  # a number
     assert not (scenes / ".penstock").exists()
     assert not (scenes / "a" / "obj_ids_refine").exists()
+
+
+def test_a_dry_run_puts_nothing_into_the_cache(scenes: Path, tmp_path: Path) -> None:
+    plan_refine(config(scenes, proposal_cache=tmp_path / "cache"))
+    assert not (tmp_path / "cache").exists()
+    assert refine(config(scenes, proposal_cache=tmp_path / "cache")).status == "ok"
+    assert len(list((tmp_path / "cache").rglob("*.proposals"))) >= 5
+
+
+def test_a_cache_that_cannot_be_written_to_takes_no_refined_map_away(scenes: Path) -> None:
+    refine(config(scenes))
+    before = everything(scenes)
+    with pytest.raises(OutputRefused):
+        refine(config(scenes, min_pixels=3, proposal_cache=next(scenes.glob("a/images/*.jpg"))))
+    assert everything(scenes) == before
+
+
+def test_automatic_masks_of_a_proposer_that_has_none_are_warned_of(
+    scenes: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    report = refine(config(scenes, matcher="overlap"))
+    assert "every object keeps its mask" in caplog.text
+    assert total_of(report)["fallback"] == total_of(report)["kept"] == total_of(report)["objects"]
 
 
 def test_worker_processes_give_the_same_bytes(scenes: Path, tmp_path: Path) -> None:
