@@ -2,9 +2,9 @@
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 def refine(
     *,
-    data_root: Path,
+    data_root: Path | None = None,
+    frame: Path | None = None,
+    ids: Path | None = None,
+    output: Path | None = None,
     model_cfg: str = "sam2_hiera_l.yaml",
     checkpoint: Path | None = None,
     max_scenes: int | None = None,
@@ -42,6 +45,9 @@ def refine(
     min_pixels: int = 16,
     invalid_ids: Annotated[list[int] | None, Parameter(consume_multiple=True, negative="")] = None,
     existing: Literal["keep", "replace"] = "keep",
+    consistency: Literal["none", "faces"] = "none",
+    face_ids_dir_name: str = "face_ids",
+    truth: Path | None = None,
     device: str = "auto",
     batch_size: int | None = None,
     workers: int = -1,
@@ -68,6 +74,12 @@ def refine(
     ----------
     data_root
         A folder of scenes, each with `images` and `obj_ids`; or one scene.
+    frame
+        One picture in place of scenes: refine its map and show what was decided for each object.
+    ids
+        The map of `--frame`: .pth, .npy or .png.
+    output
+        Folder for the results of `--frame`; by default `refined_<name of the picture>`.
     model_cfg
         SAM2's architecture: `sam2_hiera_l.yaml`, `configs/sam2.1/sam2.1_hiera_l.yaml`, or a model's name or folder.
     checkpoint
@@ -110,6 +122,12 @@ def refine(
         Ids that are no object, besides 0 and below.
     existing
         Refined maps that another program made: keep those that are whole, or replace them.
+    consistency
+        `faces`: also write maps that agree over the frames of a scene, by votes of its mesh's faces.
+    face_ids_dir_name
+        Folder of face maps in each scene: the face that each pixel shows, below 0 for none.
+    truth
+        A folder of true maps, SCENE/frame_000000.jpg.png: report how good the maps were and are.
     device
         `auto` (all GPUs, or else the CPU), `cpu`, `cuda` (all), `cuda:1` (one).
     batch_size
@@ -143,12 +161,13 @@ def refine(
     quiet
         No progress on stderr.
     """
+    from penstock.errors import UsageError
     from penstock.refine import plan_refine
     from penstock.refine_config import RefineConfig
     from penstock.refine_statistics import Lines
 
     config = RefineConfig(
-        data_root=data_root, model_cfg=model_cfg, checkpoint=checkpoint, max_scenes=max_scenes, device=device,
+        data_root=data_root or Path(), model_cfg=model_cfg, checkpoint=checkpoint, max_scenes=max_scenes, device=device,
         processes_per_gpu=processes_per_gpu, ids_dir_name=ids_dir_name, output_dir_name=output_dir_name, format=format,
         dtype=dtype, proposer=proposer, matcher=matcher, profile=profile, points_per_side=points_per_side,
         points_per_batch=points_per_batch, pred_iou_thresh=pred_iou_thresh, stability_score_thresh=stability_score_thresh,
@@ -156,8 +175,14 @@ def refine(
         min_pixels=min_pixels, invalid_ids=tuple(invalid_ids or ()), existing=existing, batch_size=batch_size,
         workers=workers, sequential=sequential, download=download, oom_to_cpu=oom_to_cpu,
         proposal_cache=proposal_cache, max_failures=max_failures, retry_failed=retry_failed,
-        on_change=on_change, timeout_s=timeout_s,
+        on_change=on_change, timeout_s=timeout_s, consistency=consistency, face_ids_dir_name=face_ids_dir_name, truth=truth,
     )  # fmt: skip
+    if frame is not None:
+        others = {"--data-root": data_root, "--dry-run": dry_run, "--verbose": verbose, "--quiet": quiet,
+                  "--ray-address": ray_address, "--launcher": launcher != "local"}  # fmt: skip
+        return _show_frame(config, (frame, ids, output), [flag for flag, given in others.items() if given], json=json)
+    if data_root is None or ids is not None or output is not None:
+        raise UsageError("expected --data-root ROOT (scenes), or --frame IMAGE --ids MAP [--output DIR] (one picture)")
     if dry_run:
         plan = plan_refine(config)
         print(dump_json(plan) if json else f"{data_root}: {plan['rows']}, {plan['reasons']}, {plan['bytes_to_write']} bytes, "
@@ -186,20 +211,71 @@ def run_refine(
     if verbose:
         logging.getLogger("penstock").setLevel(logging.INFO)
 
+    runs: list[Report] = []
+
+    def start(report: Report) -> None:
+        runs.append(report)
+        say(lines.start(report.notes))
+
     def job(progress: Callable[[Report], None], stop: Callable[[], str]) -> Report:
         report = run(
             config,
-            on_start=lambda report: say(lines.start(report.notes)),
+            on_start=start,
             on_progress=progress,
             stop=stop,
             launcher=launcher,
         )
-        say(lines.finish(report.notes))
+        say([*lines.finish(report.notes), *notes_lines(report.notes)])
         if verbose:
             _say_frames(config)
         return report
 
-    return run_job(job, config.outputs.store, quiet=quiet, json=json)
+    code = run_job(job, config.outputs.store, quiet=quiet, json=json)
+    if runs and runs[0].report and "decisions" in runs[0].notes:
+        _write_page(config, runs[0])
+    return code
+
+
+def notes_lines(notes: Mapping[str, Any]) -> list[str]:
+    """What a run says of the truth and of agreement over frames, where it was asked."""
+    from penstock.refine_truth import words
+
+    said = [] if "quality" not in notes else words(notes["quality"])
+    if "consistency" in notes:
+        said.append(
+            "agreement over frames: {done} of {windows} windows, {frames} frames ({without_faces} without a face map), "
+            "{renamed} objects renamed, {filled} pixels filled; faces that change their id: {flips_before} before, "
+            "{flips_after} after, of {chances}".format(**notes["consistency"])
+        )
+    return said
+
+
+def _write_page(config: "RefineConfig", report: Report) -> None:
+    """The page of refinement in place of the general one; where that cannot be, the general one stays."""
+    from penstock.refine_report import write_report
+
+    try:
+        write_report(config, report)
+    except OSError as error:
+        print(f"penstock: no report.html could be written: {error}", file=sys.stderr)
+
+
+def _show_frame(
+    config: "RefineConfig", paths: tuple[Path, Path | None, Path | None], others: list[str], *, json: bool
+) -> int:
+    """Refines one picture's map and prints what was decided; `others` are flags that are of no use with it."""
+    from penstock.errors import UsageError
+    from penstock.refine_frame import not_of_one_frame, refine_one
+
+    frame, ids, output = paths
+    useless = [*others, *not_of_one_frame(config)]
+    if useless:
+        raise UsageError(f"--frame refines one picture: {', '.join(useless)} has no meaning with it")
+    if ids is None:
+        raise UsageError(f"--frame {frame}: expected --ids MAP, the picture's id map, too")
+    shown = refine_one(config, frame, ids, output)
+    print(dump_json(shown.to_json()) if json else "\n".join(shown.lines()))
+    return OK
 
 
 def _say_frames(config: "RefineConfig") -> None:

@@ -26,8 +26,9 @@ from penstock.report import Budget, Report
 from penstock.schema import Record
 from penstock.segments import RECIPES, Recipe, Segments
 from penstock.source import Source
-from penstock.stages.embed import PATHS, EmbedSegments, attributes_of, model_batch, one_thread
+from penstock.stages.embed import PATHS, EmbedSegments, attributes_of, model_batch
 from penstock.stages.embed import Path as CropPath
+from penstock.stages.workers import one_thread
 from penstock.store.disk import Disk
 from penstock.store.layout import Layout
 from penstock.store.manifest import NAME, Manifest
@@ -271,7 +272,7 @@ def open_input(config: EmbedConfig) -> tuple[Segments, EmbedSegments]:
         open_embedder, config.embedder_spec, amp=config.amp, amp_bf16=config.amp_bf16, compile=config.compile,
         batch_size=model_batch(rows, torch_device(config.device)),
     )  # fmt: skip
-    with one_thread():  # as in workers: an ONNX session keeps the number of threads that it begins with
+    with one_thread("cpu"):  # as in workers: an ONNX session keeps the number of threads that it begins with
         embedder = reopen(device=config.device)
     _refuse_devices(config, embedder.device)
     stage = EmbedSegments(

@@ -1,5 +1,6 @@
-"""Names of readers, stages and launchers, each a "module:attribute" that is imported when asked for; outside packages add
-theirs through the entry points `penstock.readers`, `penstock.stages` and `penstock.launchers`. Sources by their text."""
+"""Names of readers, stages, launchers, models, proposers and exporters, each a "module:attribute" that is imported when asked
+for; outside packages add theirs through entry points: `penstock.readers`, `penstock.proposers` and so on. Sources by their
+text."""
 
 import inspect
 import logging
@@ -44,6 +45,7 @@ TABLES: dict[str, dict[str, str]] = {
     },
     "stages": {
         "embed-segments": "penstock.stages.embed:EmbedSegments",
+        "refine-frames": "penstock.stages.refine:RefineFrames",
         "sa1b-convert": "penstock.stages.convert:Sa1bConvert",
     },
     "launchers": {

@@ -192,8 +192,22 @@ def mask_refinement(world: World) -> None:
         write_example(folder, ("scene1", "scene2"), frames=2)
 
 
+def dual_loop(world: World) -> None:
+    """The document's datasets, Open Images not among them; one file of masklets is damaged, the one that it names."""
+    from tests.readers.test_refcoco import write_refcoco
+    from tests.readers.test_sa1b import write_sa1b
+    from tests.train.dual_loop_data import write_pairs
+
+    world.folders = {name: world.root / name for name in ("npz", "sa1b", "ref_seg", "output")}
+    world.folders["bad"] = write_pairs(world.folders["npz"]) / "masklet_data_02481.npz"
+    world.folders["bad"].write_bytes(b"torn")
+    write_sa1b(world.folders["sa1b"])
+    write_refcoco(world.folders["ref_seg"], mmdet=True)
+
+
 WORLDS: dict[str, Callable[[World], None]] = {
     "binary_dataset": binary_dataset,
+    "dual_loop": dual_loop,
     "embedding_cache": embedding_cache,
     "mask_refinement": mask_refinement,
     "sequence_saver": sequence_saver,

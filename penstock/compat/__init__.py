@@ -8,6 +8,8 @@ tensor_dict.py     TensorDict, what the sampler gives
 processing.py      Compose, ToTensor, Normalize, STARKProcessing, TIMProcessing
 sequence_scripts.py  save_sequences_from_sampler and the scripts that save sequences
 embed.py           COCOPanopticDirectory and the functions of the embedding cache; embed_script.py is its script
+refine.py          SAM2MaskMatcher and the programs of mask refinement
+dual_loop.py       SAVDatasetWrapper, build_mask_caption_dataset, collate_fn_mask_caption, build_datasets, train_epoch; the script
 """
 
 from importlib import import_module
@@ -15,6 +17,13 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from penstock.compat.distill import BinaryDistillDataset, collate_distill
+    from penstock.compat.dual_loop import (
+        SAVDatasetWrapper,
+        build_datasets,
+        build_mask_caption_dataset,
+        collate_fn_mask_caption,
+        train_epoch,
+    )
     from penstock.compat.embed import (
         COCOPanopticDirectory,
         create_dataloader,
@@ -22,6 +31,7 @@ if TYPE_CHECKING:
         prep_mask_image,
         save_image_embeddings,
     )
+    from penstock.compat.refine import SAM2MaskMatcher
     from penstock.compat.sequence import SequenceSaver
     from penstock.compat.tracking import TimingTrackingSampler
 
@@ -29,24 +39,36 @@ _HOMES = {
     "BinaryDistillDataset": "distill",
     "COCOPanopticDirectory": "embed",
     "collate_distill": "distill",
+    "SAM2MaskMatcher": "refine",
+    "SAVDatasetWrapper": "dual_loop",
     "SequenceSaver": "sequence",
     "TimingTrackingSampler": "tracking",
+    "build_datasets": "dual_loop",
+    "build_mask_caption_dataset": "dual_loop",
+    "collate_fn_mask_caption": "dual_loop",
     "create_dataloader": "embed",
     "extract_image_and_segment_ids": "embed",
     "prep_mask_image": "embed",
     "save_image_embeddings": "embed",
+    "train_epoch": "dual_loop",
 }
 
 __all__ = [
     "BinaryDistillDataset",
     "COCOPanopticDirectory",
+    "SAM2MaskMatcher",
+    "SAVDatasetWrapper",
     "SequenceSaver",
     "TimingTrackingSampler",
+    "build_datasets",
+    "build_mask_caption_dataset",
     "collate_distill",
+    "collate_fn_mask_caption",
     "create_dataloader",
     "extract_image_and_segment_ids",
     "prep_mask_image",
     "save_image_embeddings",
+    "train_epoch",
 ]
 
 

@@ -22,7 +22,7 @@ from PIL import Image
 from penstock.cli_refine import run_refine
 from penstock.errors import BadData, PenstockError, UsageError
 from penstock.readers.pth import load_id_file, save_id_map
-from penstock.refine_config import CHECKPOINT, MODEL_CFG, OUTPUT, RefineConfig
+from penstock.refine_config import MODEL_CFG, OUTPUT, RefineConfig
 from penstock.refine_statistics import Lines
 from penstock.refining.types import FALLBACK, LOW, MERGED, Frame, Proposer
 from penstock.testing import encode_picture
@@ -49,8 +49,8 @@ class ScriptConfig:
     """Folder of the scenes, each with images and obj_ids; or one scene."""
     model_cfg: str = MODEL_CFG
     """SAM2's architecture."""
-    checkpoint: Path = Path(CHECKPOINT)
-    """SAM2's weights."""
+    checkpoint: Path | None = None
+    """SAM2's weights; by default model_zoo/sam/sam2_hiera_large.pt, or those of the model."""
     max_scenes: int | None = None
     """Take only the first so many scenes."""
     sequential: Annotated[bool, Parameter(negative="")] = False
@@ -150,7 +150,7 @@ class SAM2MaskMatcher:
 
     Args:
         model_cfg: SAM2's architecture.
-        checkpoint: its weights.
+        checkpoint: its weights; by default model_zoo/sam/sam2_hiera_large.pt, or those of the model.
         points_per_side: of the grid of automatic points.
         points_per_batch: points that the model decodes at once.
         pred_iou_thresh, stability_score_thresh, box_nms_thresh, min_mask_region_area: of automatic masks.
@@ -166,7 +166,7 @@ class SAM2MaskMatcher:
     def __init__(
         self,
         model_cfg: str = MODEL_CFG,
-        checkpoint: Path | str = CHECKPOINT,
+        checkpoint: Path | str | None = None,
         points_per_side: int = 32,
         *,
         points_per_batch: int = 64,
@@ -184,7 +184,7 @@ class SAM2MaskMatcher:
         config = RefineConfig(
             data_root=Path(),
             model_cfg=model_cfg,
-            checkpoint=Path(checkpoint),
+            checkpoint=None if checkpoint is None else Path(checkpoint),
             device=device,
             matcher="overlap",
             profile="seed",

@@ -23,6 +23,7 @@ from typing import Any
 
 from penstock.errors import MissingExtra, PartClaimed, SourceNotFound, UsageError
 from penstock.launch.drive import Batch, Lost, Results, drive
+from penstock.schema import Record
 from penstock.store.claims import NAME as CLAIM
 from penstock.store.v1 import SIDE
 from penstock.store.write import Encoded, RowWriter, Written
@@ -293,11 +294,15 @@ class _FencedWriter(RowWriter):
 
     def __init__(self, writer: RowWriter) -> None:
         super().__init__(writer.schema, writer.layout, writer.disk)
+        self._inner = writer
         self.claims: dict[Path, bytes] = {}
+
+    def encode(self, record: Record) -> Encoded:
+        return self._inner.encode(record)
 
     def write_rows(self, folder: Path, position: int, rows: Sequence[Encoded]) -> list[Written]:
         self.check(folder)
-        return super().write_rows(folder, position, rows)
+        return self._inner.write_rows(folder, position, rows)
 
     def check(self, folder: Path) -> None:
         """Raises PartClaimed where the claim is no longer the one that the order was given under."""

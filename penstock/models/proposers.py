@@ -40,6 +40,7 @@ def open_proposer(
         SourceNotFound: no weights, or no folder; the message says where to put them.
         BadData: the weights are damaged.
         MissingExtra: an optional package is needed.
+        OutputRefused: the cache cannot be written to.
     """
     name, colon, text = spec.partition(":")
     known = registry.names("proposers")

@@ -189,6 +189,10 @@ class Sam2Proposer:
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_network": None}
 
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        require_torch("transformers")  # at once: who keeps torch to one thread, does so with one that is loaded
+
     def _read(self) -> Sam2Weights:
         options = self.options
         return open_weights(options.model_cfg, options.checkpoint, download=options.download)

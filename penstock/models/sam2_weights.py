@@ -194,7 +194,8 @@ def _read_torch(path: Path) -> object:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, AttributeError, TypeError) as error:
-        reason = str(error).partition("\n")[0]
+        # what torch says before is how to load it all the same, and so to run it
+        reason = str(error).rpartition("WeightsUnpickler error: ")[2].partition("\n")[0]
         raise BadData(
             f"{path}: expected a checkpoint that holds tensors only, got a damaged or another file: {reason}"
         ) from error

@@ -116,7 +116,7 @@ def snap(image: np.ndarray, objects: Objects, settings: Classical) -> np.ndarray
     cv2 = _opencv()
     count = len(objects)
     if not count:
-        return objects.labels.copy()
+        return objects.labels.astype(np.uint16)
     known, start = _filled(objects, settings.hole_share)
     colours = cv2.cvtColor(image, cv2.COLOR_RGB2LAB).astype(np.float32) / np.float32(255)
     labels = start

@@ -3,6 +3,7 @@
 import numpy as np
 
 from penstock.errors import MissingExtra
+from penstock.refining.runs import positions
 from penstock.refining.trust import Trust
 from penstock.refining.types import FALLBACK, Assignment, Objects
 
@@ -11,7 +12,8 @@ try:
 except ImportError as error:
     raise MissingExtra("opencv-python-headless", "images", "refining id maps") from error
 
-Union = tuple[int, tuple[int, int, int, int], np.ndarray]
+Box = tuple[int, int, int, int]
+Union = tuple[int, Box, np.ndarray]
 """Number of an object, box XYWH, mask (h, w) uint8 of 0 and 1."""
 
 
@@ -54,21 +56,41 @@ def paint(objects: Objects, claims: list[Union], trust: Trust | None, coarse: np
         coarse: (K,) bool: which objects keep their coarse mask.
 
     Returns:
-        (H, W) uint16 numbers of objects, 0 for none.
+        (H, W) numbers of objects, 0 for none; of the type of the coarse labels.
     """
-    laid = [claim for claim in claims if not coarse[claim[0] - 1]]
-    laid += [_coarse_claim(objects, index) for index in np.flatnonzero(coarse).tolist()]
-    sizes = {number: np.count_nonzero(mask) for number, _, mask in laid}
-    laid.sort(key=lambda claim: (-sizes[claim[0]], -claim[0]))
-    painted = np.zeros_like(objects.labels)
-    room = np.empty(max((mask.size for _, _, mask in laid), default=0), np.uint16)
-    for number, (x, y, width, height), mask in laid:
-        colour = room[: mask.size].reshape(mask.shape)
-        colour.fill(number)
-        cv2.copyTo(colour, mask, painted[y : y + height, x : x + width])
-    if trust is not None:
-        _keep_cores(laid, trust, painted)
+    painted = np.empty_like(objects.labels)
+    _paint(_laid(objects, claims, coarse), trust, painted, (0, 0, *painted.shape[::-1]))
     return painted
+
+
+def repaint(
+    objects: Objects,
+    claims: list[Union],
+    trust: Trust | None,
+    coarse: tuple[np.ndarray, np.ndarray],
+    painted: np.ndarray,
+) -> None:
+    """Makes a map what `paint` gives when other objects keep their coarse mask. Only where they lie is anything changed.
+
+    Args:
+        objects: the coarse map.
+        claims: as `unions` gives them.
+        trust: of the coarse map, or none, as when it was painted.
+        coarse: (K,) bool each: which objects kept their coarse mask when it was painted, and which do now.
+        painted: (H, W) as `paint` gave it; changed in place.
+    """
+    laid = _laid(objects, claims, coarse[1])
+    boxes = {number: [box] for number, box, _ in claims}
+    windows = []
+    for index in np.flatnonzero(coarse[0] != coarse[1]).tolist():
+        both = np.array([objects.boxes[index].tolist(), *boxes.get(index + 1, [])])
+        left, top = both[:, :2].min(axis=0).tolist()
+        right, bottom = (both[:, :2] + both[:, 2:]).max(axis=0).tolist()
+        windows.append((left, top, right - left, bottom - top))
+    if sum(width * height for _, _, width, height in windows) > painted.size:
+        windows = [(0, 0, *painted.shape[::-1])]
+    for window in windows:
+        _paint(laid, trust, painted, window)
 
 
 def without_proposal(assignment: Assignment) -> np.ndarray:
@@ -77,31 +99,63 @@ def without_proposal(assignment: Assignment) -> np.ndarray:
     return found
 
 
-def _coarse_claim(objects: Objects, index: int) -> Union:
-    """The coarse mask of object number index + 1."""
-    x, y, width, height = objects.boxes[index].tolist()
-    mask = objects.labels[y : y + height, x : x + width] == index + 1
-    return index + 1, (x, y, width, height), mask.view(np.uint8)
+def _laid(objects: Objects, claims: list[Union], coarse: np.ndarray) -> list[Union]:
+    """All claims, the largest first, of equal ones the higher number: with the coarse masks of those that keep them."""
+    kept = np.flatnonzero(coarse).tolist()
+    if not kept:
+        return claims
+    sized = [(int(np.count_nonzero(claim[2])), claim) for claim in claims if not coarse[claim[0] - 1]]
+    for index in kept:
+        x, y, width, height = objects.boxes[index].tolist()
+        mask = objects.labels[y : y + height, x : x + width] == index + 1
+        sized.append((int(objects.areas[index]), (index + 1, (x, y, width, height), mask.view(np.uint8))))
+    sized.sort(key=lambda one: (-one[0], -one[1][0]))
+    return [claim for _, claim in sized]
 
 
-def _keep_cores(claims: list[Union], trust: Trust, painted: np.ndarray) -> None:
-    """Gives each object what it claims in its own core and others have. `painted` is changed in place."""
-    against = trust.core != painted
-    against &= trust.core != 0
+def _paint(laid: list[Union], trust: Trust | None, painted: np.ndarray, window: Box) -> None:
+    """Paints a window XYWH of a map anew, in place."""
+    left, top, across, down = window
+    right, bottom = left + across, top + down
+    painted[top:bottom, left:right] = 0
+    room = np.empty(across * down, painted.dtype)
+    for number, (x, y, width, height), mask in laid:
+        x0, y0, x1, y1 = max(x, left), max(y, top), min(x + width, right), min(y + height, bottom)
+        if x0 < x1 and y0 < y1:
+            colour = room[: (y1 - y0) * (x1 - x0)].reshape(y1 - y0, x1 - x0)
+            colour.fill(number)
+            cv2.copyTo(colour, mask[y0 - y : y1 - y, x0 - x : x1 - x], painted[y0:y1, x0:x1])
+    if trust is not None:
+        _keep_cores(laid, trust.core[top:bottom, left:right], painted[top:bottom, left:right], (left, top))
+
+
+def _keep_cores(laid: list[Union], core: np.ndarray, painted: np.ndarray, corner_xy: tuple[int, int]) -> None:
+    """Gives each object what it claims in its own core and others have, in a window. `painted` is changed in place."""
+    against = core != painted
+    against &= core != 0
     against &= painted != 0  # where nobody claims, its object does not
-    at = np.flatnonzero(against)
-    owners = trust.core.ravel()[at]
-    wanted = set(np.unique(owners).tolist())
-    for number, (x, y, width, height), mask in claims:
-        if number in wanted:
-            own = at[owners == number]
-            rows, columns = own // painted.shape[1] - y, own % painted.shape[1] - x
-            is_near = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
-            own, rows, columns = own[is_near], rows[is_near], columns[is_near]
-            painted.ravel()[own[mask[rows, columns] != 0]] = number
+    at = positions(against)
+    if not len(at):
+        return
+    rows, columns = at // painted.shape[1], at % painted.shape[1]
+    owners = core[rows, columns]
+    boxes = np.zeros((int(owners.max()) + 1, 5), np.int64)
+    masks, size = [np.zeros(0, np.uint8)], 0
+    wanted = np.bincount(owners) > 0
+    for number, box, mask in laid:
+        if number < len(wanted) and wanted[number]:
+            boxes[number] = *box, size
+            masks.append(mask.reshape(-1))
+            size += mask.size
+    x, y, width, height, start = boxes[owners].T
+    inside_rows, inside_columns = rows + corner_xy[1] - y, columns + corner_xy[0] - x
+    is_near = (inside_rows >= 0) & (inside_rows < height) & (inside_columns >= 0) & (inside_columns < width)
+    cells = (start + inside_rows * width + inside_columns)[is_near]
+    near = np.flatnonzero(is_near)[np.concatenate(masks)[cells] != 0]
+    painted[rows[near], columns[near]] = owners[near]
 
 
-def _joined(boxes: np.ndarray, masks: list[np.ndarray]) -> tuple[tuple[int, int, int, int], np.ndarray]:
+def _joined(boxes: np.ndarray, masks: list[np.ndarray]) -> tuple[Box, np.ndarray]:
     """The box around (n, 4) boxes XYWH, and the masks (uint8) in it, joined."""
     if len(masks) == 1:
         x, y, width, height = boxes[0].tolist()

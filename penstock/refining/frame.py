@@ -3,16 +3,20 @@
 import numpy as np
 
 from penstock.errors import BadData
-from penstock.refining.decide import paint, unions, without_proposal
+from penstock.refining.decide import paint, repaint, unions, without_proposal
 from penstock.refining.gate import gate
 from penstock.refining.matching import assign
 from penstock.refining.prompts import grid_points, make_prompts, residual_points
 from penstock.refining.proposals import from_masks, joined
 from penstock.refining.residual import explain, fill_gaps, restore, segment_majority, survive
+from penstock.refining.runs import runs
 from penstock.refining.seed_passes import assign_seed
 from penstock.refining.settings import RefineSettings
-from penstock.refining.trust import Trust, histogram, look_up, trust
+from penstock.refining.trust import Trust, histogram, trust
 from penstock.refining.types import FALLBACK, LOW, MERGED, Assignment, Encoded, Frame, Gate, Objects, Proposals, Refined
+
+_SHOWN = 31 << 20
+"""Bytes: a little less than the 32 MB that glibc takes notice of."""
 
 
 def refine_frame(frame: Frame, encoded: Encoded, settings: RefineSettings) -> Refined:
@@ -81,21 +85,21 @@ def decide_frame(frame: Frame, proposals: Proposals, settings: RefineSettings) -
         return _unchanged(objects, settings)
     is_seed = settings.profile == "seed"
     zones = trust(objects, settings)
+    believed = None if is_seed else zones
     assignment = _assigned(objects, proposals, settings, zones)
     claims = unions(assignment)
     coarse = without_proposal(assignment)
-    labels = paint(objects, claims, None if is_seed else zones, coarse)
+    labels = paint(objects, claims, believed, coarse)
     decided = gate(frame.image, (objects, zones), assignment, labels, settings)
     kept = ~decided.accepted
     if (kept & ~coarse).any():
-        labels = paint(objects, claims, zones, kept)
+        repaint(objects, claims, believed, (coarse, kept), labels)
     given: dict[str, np.ndarray] = {}
     if not is_seed:
-        given = {
-            "restored": restore(zones, labels),
-            "segment": segment_majority(assignment, labels, settings),
-            "nearest": fill_gaps(labels, settings),
-        }
+        given["restored"] = restore(zones, labels)
+        if 2 * decided.accepted.sum() > (~coarse).sum():  # else the proposals know nothing about this frame
+            given["segment"] = segment_majority(assignment, labels, settings)
+        given["nearest"] = fill_gaps(labels, settings)
     areas = histogram(labels, len(objects))[1:]
     saved = survive((objects, zones), labels, areas, settings)
     if len(saved):
@@ -114,23 +118,34 @@ def decide_frame(frame: Frame, proposals: Proposals, settings: RefineSettings) -
     )
 
 
+def keep_memory() -> None:
+    """Has this process keep some 60 MB that it has freed, for a worker that refines one frame after the other.
+
+    Arrays of a frame are freed and asked for again and again. Memory that goes back to the system in between is cleared
+    by it each time, page by page, which takes milliseconds per frame. glibc keeps twice the largest block, up to 32 MB,
+    that it has seen freed; this shows it one, without touching it. Another C library goes on as it was.
+    """
+    np.empty(_SHOWN, np.uint8)
+
+
 def ids_of(objects: Objects, labels: np.ndarray) -> np.ndarray:
     """The ids that numbers stand for.
 
     Args:
         objects: whose numbers they are.
-        labels: (H, W) uint16, 0..K.
+        labels: (H, W) uint8 or uint16, 0..K.
 
     Returns:
-        (H, W) int64, 0 where the label is 0.
+        (H, W) of the first of uint16, int32 and int64 that holds the ids; 0 where the label is 0.
     """
     table = np.concatenate([[0], objects.ids])
-    small = table.astype(np.int32) if int(table.max()) < 1 << 31 else table
-    return look_up(labels, small).astype(np.int64, copy=False)
+    dtype = next(one for one in (np.uint16, np.int32, np.int64) if table[-1] <= np.iinfo(one).max)
+    values, lengths = runs(labels)
+    return np.repeat(table.astype(dtype)[values], lengths).reshape(labels.shape)
 
 
 def _claimed(objects: Objects, proposals: Proposals, settings: RefineSettings) -> tuple[np.ndarray, np.ndarray]:
-    """(H, W) uint16 objects as prompted masks claim them, and (K,) uint8 how."""
+    """(H, W) objects as prompted masks claim them, and (K,) uint8 how."""
     if not len(proposals):
         return np.zeros_like(objects.labels), np.full(len(objects), FALLBACK, np.uint8)
     assignment = assign(objects, proposals, settings)
@@ -159,6 +174,7 @@ def _unchanged(objects: Objects, settings: RefineSettings) -> Refined:
         area_ratio=np.ones(count, np.float32),
         pieces=np.ones((count, 2), np.int32),
         edge=np.zeros((count, 2), np.float32),
+        votes=np.zeros(count, np.float32),
     )
     return Refined(
         ids=ids_of(objects, objects.labels),

@@ -1,10 +1,12 @@
-"""Do no harm: an object's new mask is taken only if it agrees with what the coarse map is sure of and lies no worse on edges."""
+"""Do no harm: an object's new mask is taken only if the picture's colours speak for it, the more so the less it looks like
+the coarse one."""
 
 import math
 
 import numpy as np
 
 from penstock.errors import MissingExtra
+from penstock.refining.colours import votes
 from penstock.refining.decide import without_proposal
 from penstock.refining.settings import RefineSettings
 from penstock.refining.trust import Trust, histogram
@@ -30,12 +32,14 @@ MORE_PIECES = 2
 EDGE_LOSS = 0.05
 """The boundary may lie worse on edges by so much, and by the error of sampling it, 0.3 / sqrt(samples)."""
 
-EDGE_GAIN = 0.02
-"""It lies better on edges if by more than so much and that error."""
+ASKED = 0.5
+"""Votes and trust in the frame's proposals that a new mask needs, if nothing speaks against it."""
 
-WAIVED = 0.2
-"""Of the core, so much more may go where the new boundary lies better on edges: then it was the coarse map that was off by
-more than its band."""
+MAJORITY = 0.1
+"""Votes of an object that speak for the frame's proposals."""
+
+DOUBT = 0.15
+"""So much more is asked for if core, area, pieces or edges speak against a mask."""
 
 FEW = 12
 """Samples of a boundary; with fewer of them nothing is said about its edges."""
@@ -50,20 +54,28 @@ def gate(
 ) -> Gate:
     """Measures every object's new mask beside its coarse one, and decides.
 
-    The first of these that holds is the reason to keep the coarse mask; without the gate only the first counts.
-    "no proposal": none was found. "gone": fewer than `min_pixels` are left (or than all, of a smaller object).
-    "core": the new mask has less than `min_core_recall` of the core; by `WAIVED` less if its boundary lies better on edges.
+    "no proposal", none was found, and "gone", fewer than `min_pixels` are left (or than all, of a smaller object), are
+    reasons to keep the coarse mask; without the gate only the first.
+
+    Else what was gained and lost is put to the vote (`penstock.refining.colours`): the mask is refused if votes and trust are
+    less than `ASKED`, and by as much more as the logarithm of how many times smaller it became. Trust t in a frame's
+    proposals is the share s of its changed objects whose votes are above `MAJORITY` (with one more for and one more against),
+    or 3 s - 1 where that is less: where most masks are bad, good ones need more votes. The first of these doubts
+    is the reason for a refusal, and each alone raises what is asked for by `DOUBT`:
+
+    "core": the new mask has less than `min_core_recall` of the core.
     "area": it grew or shrank by more than `area_change` of the coarse area and what of that lies outside the core.
     "pieces": it has more than twice the coarse mask's components and `MORE_PIECES`.
     "edge": its boundary lies worse on edges of the picture (`EDGE_LOSS`).
+    "colours": none of these, the votes alone.
 
-    Of an object that nothing was changed in all measures are equal, and it passes.
+    An object that nothing was changed in passes.
 
     Args:
         image: (H, W, 3) uint8 RGB.
         coarse: the coarse map and its trust.
         assignment: tells which objects have a proposal.
-        painted: (H, W) uint16, the new map.
+        painted: (H, W), the new map, of the type of the coarse labels.
         settings: thresholds, and whether the gate is used.
 
     Returns:
@@ -83,19 +95,19 @@ def gate(
     pieces = np.stack([_pieces(labels, objects, trust.band) for labels in (objects.labels, painted)], axis=1)
     pieces[areas == 0, 1] = 0
     edge, samples = _edges(image, objects.labels, painted, count)
-    band = objects.areas - trust.core_areas
+    spoken, changed = votes(image, objects.labels, painted, count)
+    gain = np.where(samples >= FEW, edge[:, 1] - edge[:, 0], 0)
+    doubts = {
+        "core": recall < settings.min_core_recall,
+        "area": np.abs(areas - objects.areas) > settings.area_change * objects.areas + objects.areas - trust.core_areas,
+        "pieces": pieces[:, 1] > 2 * pieces[:, 0] + MORE_PIECES,
+        "edge": gain < -EDGE_LOSS - 0.3 / np.sqrt(np.maximum(samples, 1)),
+    }
     rules = {"no proposal": without_proposal(assignment)}
     if settings.uses_gate:
-        doubt = 0.3 / np.sqrt(np.maximum(samples, 1))
-        gain = np.where(samples >= FEW, edge[:, 1] - edge[:, 0], 0)
-        is_better = gain > EDGE_GAIN + doubt
-        rules |= {
-            "gone": areas < np.minimum(settings.min_pixels, objects.areas),
-            "core": recall < settings.min_core_recall - WAIVED * is_better,
-            "area": np.abs(areas - objects.areas) > settings.area_change * objects.areas + band,
-            "pieces": pieces[:, 1] > 2 * pieces[:, 0] + MORE_PIECES,
-            "edge": gain < -EDGE_LOSS - doubt,
-        }
+        rules["gone"] = areas < np.minimum(settings.min_pixels, objects.areas)
+        refused = _outvoted(np.where(rules["no proposal"], 0, changed), spoken, ratio, doubts)
+        rules |= {reason: holds & refused for reason, holds in doubts.items()} | {"colours": refused}
     reasons = np.full(count, "", object)
     for reason, holds in reversed(rules.items()):
         reasons[holds] = reason
@@ -106,7 +118,18 @@ def gate(
         area_ratio=ratio,
         pieces=pieces,
         edge=edge,
+        votes=spoken,
     )
+
+
+def _outvoted(changed: np.ndarray, spoken: np.ndarray, ratio: np.ndarray, doubts: dict[str, np.ndarray]) -> np.ndarray:
+    """(K,) bool: new masks that lack votes. `changed`: samples that were changed, 0 of an object without a proposal."""
+    voting = changed > 0
+    share = (np.count_nonzero(voting & (spoken > MAJORITY)) + 1) / (np.count_nonzero(voting) + 2)
+    doubtful = np.logical_or.reduce(list(doubts.values()))
+    asked = ASKED - min(share, 3 * share - 1) - np.log(np.clip(ratio, 1e-6, 1)) + DOUBT * doubtful
+    found: np.ndarray = (voting | doubtful) & (spoken < asked)
+    return found
 
 
 def _pieces(labels: np.ndarray, objects: Objects, band: int) -> np.ndarray:

@@ -6,6 +6,7 @@ import numpy as np
 
 from penstock.errors import BadData
 from penstock.geometry.id_maps import checked_ids
+from penstock.refining.runs import run_starts
 from penstock.refining.types import Objects
 
 MAX_OBJECTS = (1 << 16) - 1
@@ -34,19 +35,21 @@ def parse(ids: np.ndarray, *, invalid: Iterable[int] = ()) -> Objects:
     pixels = checked_ids(np.asarray(ids))
     if pixels.dtype.kind == "b":
         raise BadData("id map: expected whole numbers, got bool: a mask says where an object is, not which")
-    starts, lengths = _runs(pixels)
-    found, numbers = _numbered(pixels.reshape(-1)[starts], [int(one) for one in invalid])
-    labels = np.repeat(numbers.astype(np.uint16), lengths).reshape(pixels.shape)
+    values, starts, lengths = _runs(pixels)
+    found, numbers = _numbered(values, [int(one) for one in invalid])
+    labels = np.repeat(numbers.astype(np.min_scalar_type(len(found))), lengths).reshape(pixels.shape)
     areas = np.bincount(numbers, weights=lengths, minlength=len(found) + 1)[1:].astype(np.int64)
     return Objects(labels=labels, ids=found, areas=areas, boxes=_boxes(starts, lengths, numbers, pixels.shape[1]))
 
 
-def _runs(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """First pixel and length of each run of equal values, none longer than a row: (R,) int64 each."""
-    begins = np.ones(pixels.shape, np.bool_)
-    np.not_equal(pixels[:, 1:], pixels[:, :-1], out=begins[:, 1:])
-    starts = np.flatnonzero(begins)
-    return starts, np.diff(starts, append=pixels.size)
+def _runs(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Value, first pixel (int64) and length (int64) of each run of equal values, none longer than a row: (R,) each."""
+    flat = np.ascontiguousarray(pixels, pixels.dtype.newbyteorder("=")).reshape(-1)
+    unsigned = flat.view(f"u{flat.itemsize}")
+    highest = int(unsigned.max())  # no lower where an id is negative
+    narrow = np.min_scalar_type(highest)
+    starts = run_starts(unsigned.astype(narrow, copy=False), np.s_[:: pixels.shape[1]])
+    return flat[starts], starts, np.diff(starts, append=flat.size)
 
 
 def _numbered(values: np.ndarray, invalid: list[int]) -> tuple[np.ndarray, np.ndarray]:

@@ -1,6 +1,6 @@
 """Which proposals make up which object: many to one, by two-sided overlap, and cut where one proposal covers several."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -75,7 +75,7 @@ def assign(
     is_prompted = proposals.ids != 0
     if zones is None and is_prompted.any():
         zones = trust(objects, settings)
-    counts = _counted(objects, proposals, zones)
+    counts = _counted(objects, proposals, zones if is_prompted.any() else None)
     enough = settings.covers_share * objects.areas
 
     numbers, cuts = _prompted(objects, proposals, counts, settings, zones)
@@ -88,7 +88,9 @@ def assign(
     wanted = {number for _, number in parts}
     if wanted:
         held = np.where(np.isin(numbers, list(wanted)), numbers, 0)
-        covered = np.maximum(covered, _together(objects, proposals, held, counts)[0])
+        lowest, highest, _, _ = _together(objects, proposals, held, counts)
+        unclear = (lowest < enough) & (highest >= enough) & (covered < enough)
+        covered = np.maximum(covered, np.where(unclear, _exact(objects, proposals, held, unclear)[0], lowest))
         cuts += [(row, number) for row, number in parts if covered[number - 1] < enough[number - 1]]
     return _assigned(objects, proposals, numbers, cuts, counts)
 
@@ -101,7 +103,7 @@ def _counted(objects: Objects, proposals: Proposals, zones: Trust | None) -> _Co
         shared, cores = table[:, 1:], np.zeros((len(proposals), count), np.int64)
     else:
         codes = objects.labels.astype(np.min_scalar_type(2 * count))
-        np.add(codes, codes.dtype.type(count), out=codes, where=zones.core != 0)
+        codes += (zones.core != 0).view(np.uint8) * codes.dtype.type(count)
         table = label_counts(codes, 2 * count + 1, proposals)
         cores = table[:, count + 1 :]
         shared = table[:, 1 : count + 1] + cores
@@ -169,62 +171,102 @@ def _is_sliver(pixels: np.ndarray, areas: np.ndarray) -> np.ndarray:
 
 def _together(
     objects: Objects, proposals: Proposals, numbers: np.ndarray, counts: _Counts
-) -> tuple[np.ndarray, np.ndarray]:
-    """Union of each object's proposals: pixels in the coarse object, and in all; (K,) int64 each, 0 where it has none."""
-    size = len(objects) + 1
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """What the union of each object's proposals is sure to have, without making it: least and most pixels in the coarse
+    object, least and most beside it; (K,) int64 each. Both are equal for a single proposal, or boxes that do not overlap."""
+    count = len(objects)
     rows = np.flatnonzero(numbers)
-    own = numbers[rows]
-    shared, areas = np.zeros(size, np.int64), np.zeros(size, np.int64)
-    shared[own], areas[own] = counts.shared[rows, own - 1], counts.areas[rows]
-    is_several = np.bincount(own, minlength=size) > 1
-    several = np.where(is_several[numbers], numbers, 0)
-    for number, (x, y, width, height), mask in unions(
-        Assignment(proposals=proposals, numbers=several, how=np.zeros(len(objects), np.uint8))
-    ):
-        inside = objects.labels[y : y + height, x : x + width] == number
-        shared[number], areas[number] = np.count_nonzero(inside & mask.view(np.bool_)), np.count_nonzero(mask)
-    return shared[1:], areas[1:]
+    own = numbers[rows] - 1
+    shared = counts.shared[rows, own]
+    pairs = np.nonzero(np.triu(own[:, None] == own, 1))
+    both = np.bincount(own[pairs[0]], weights=_common(proposals.boxes[rows], pairs), minlength=count)
+    both = both.astype(np.int64)
+    bounds = []
+    for pixels in (shared, counts.areas[rows] - shared):
+        most = np.bincount(own, weights=pixels, minlength=count).astype(np.int64)
+        least = most - both
+        np.maximum.at(least, own, pixels)
+        bounds += [least, most]
+    bounds[1] = np.minimum(bounds[1], objects.areas)
+    return bounds[0], bounds[1], bounds[2], bounds[3]
+
+
+def _common(boxes: np.ndarray, pairs: tuple[np.ndarray, ...]) -> np.ndarray:
+    """(P,) int64: pixels that the two boxes of a pair share; boxes (n, 4) XYWH, pairs two of (P,) rows."""
+    begins = boxes[:, :2].astype(np.int64)
+    ends = begins + boxes[:, 2:]
+    first, second = pairs
+    sides = np.minimum(ends[first], ends[second]) - np.maximum(begins[first], begins[second])
+    found: np.ndarray = np.maximum(sides, 0).prod(axis=1)
+    return found
+
+
+def _exact(
+    objects: Objects, proposals: Proposals, numbers: np.ndarray, wanted: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels of the unions of the objects that are wanted, (K,) bool: in the coarse object, and beside it; (K,) int64 each,
+    0 for others."""
+    shared, beside = np.zeros((2, len(objects)), np.int64)
+    if wanted.any():
+        chosen = np.where(np.append(False, wanted)[numbers], numbers, 0)
+        how = np.zeros(len(objects), np.uint8)
+        for number, (x, y, width, height), mask in unions(Assignment(proposals=proposals, numbers=chosen, how=how)):
+            inside = objects.labels[y : y + height, x : x + width] == number
+            inside &= mask.view(np.bool_)
+            shared[number - 1] = np.count_nonzero(inside)
+            beside[number - 1] = np.count_nonzero(mask) - shared[number - 1]
+    return shared, beside
 
 
 def _assigned(
     objects: Objects, proposals: Proposals, numbers: np.ndarray, cuts: list[Cut], counts: _Counts
 ) -> Assignment:
     """Cuts made, and how each object found its mask."""
-    parts = [_part(objects, proposals, cut) for cut in cuts]
+    if cuts:
+        proposals, numbers, counts = _cut(objects, proposals, numbers, cuts, counts)
+    least, most, beside_least, beside_most = _together(objects, proposals, numbers, counts)
+    is_low = most < LOW_AGREEMENT * (beside_least + objects.areas)
+    unclear = ~is_low & (least < LOW_AGREEMENT * (beside_most + objects.areas))
+    shared, beside = _exact(objects, proposals, numbers, unclear)
+    is_low |= unclear & (shared < LOW_AGREEMENT * (beside + objects.areas))
+    members = np.bincount(numbers, minlength=len(objects) + 1)[1:]
+    how = np.where(members > 1, MATCHED | MERGED, MATCHED) | np.where(is_low, LOW, 0)
+    how = np.where(members > 0, how, FALLBACK).astype(np.uint8)
+    return Assignment(proposals=proposals, numbers=numbers, how=how)
+
+
+def _cut(
+    objects: Objects, proposals: Proposals, numbers: np.ndarray, cuts: list[Cut], counts: _Counts
+) -> tuple[Proposals, np.ndarray, _Counts]:
+    """Proposals, numbers and counts with parts in place of those that are cut."""
     owners = np.array([number for _, number in cuts], np.int32)
     sizes = np.array([counts.shared[row, number - 1] for row, number in cuts], np.int64)
     own = np.zeros((len(cuts), len(objects)), np.int64)
     own[np.arange(len(cuts)), owners - 1] = sizes
     whole = np.setdiff1d(np.arange(len(proposals)), [row for row, _ in cuts])
-    all_proposals, all_numbers = joined([taken(proposals, whole), *parts]), np.concatenate([numbers[whole], owners])
-    all_counts = _Counts(
+    cut_counts = _Counts(
         areas=np.concatenate([counts.areas[whole], sizes]),
         shared=np.concatenate([counts.shared[whole], own]),
         cores=counts.cores,
     )
-    shared, areas = _together(objects, all_proposals, all_numbers, all_counts)
-    members = np.bincount(all_numbers, minlength=len(objects) + 1)[1:]
-    is_low = shared < LOW_AGREEMENT * (areas + objects.areas - shared)
-    how = np.where(members > 1, MATCHED | MERGED, MATCHED) | np.where(is_low, LOW, 0)
-    how = np.where(members > 0, how, FALLBACK).astype(np.uint8)
-    return Assignment(proposals=all_proposals, numbers=all_numbers, how=how)
-
-
-def _part(objects: Objects, proposals: Proposals, cut: Cut) -> Proposals:
-    """The piece of a proposal that lies on an object, which there is: score, stability and id are the proposal's."""
-    row, number = cut
-    x, y, width, height = proposals.boxes[row].tolist()
-    left, top, across, down = objects.boxes[number - 1].tolist()
-    x0, y0, x1, y1 = max(x, left), max(y, top), min(x + width, left + across), min(y + height, top + down)
-    inside = objects.labels[y0:y1, x0:x1] == number
-    inside &= proposals.masks[row][y0 - y : y1 - y, x0 - x : x1 - x]
-    box, mask = tight((x0, y0), inside)
-    single = taken(proposals, np.array([row]))
-    return Proposals(
-        size_hw=proposals.size_hw,
-        boxes=np.array([box], np.int32),
-        masks=(mask,),
-        scores=single.scores,
-        stability=single.stability,
-        ids=single.ids,
+    return (
+        joined([taken(proposals, whole), _parts(objects, proposals, cuts)]),
+        np.concatenate([numbers[whole], owners]),
+        cut_counts,
     )
+
+
+def _parts(objects: Objects, proposals: Proposals, cuts: list[Cut]) -> Proposals:
+    """The pieces of proposals that lie on objects, which there are: score, stability and id are the proposals'."""
+    boxes, masks = [], []
+    for row, number in cuts:
+        x, y, width, height = proposals.boxes[row].tolist()
+        left, top, across, down = objects.boxes[number - 1].tolist()
+        x0, y0, x1, y1 = max(x, left), max(y, top), min(x + width, left + across), min(y + height, top + down)
+        inside = objects.labels[y0:y1, x0:x1] == number
+        inside &= proposals.masks[row][y0 - y : y1 - y, x0 - x : x1 - x]
+        box, mask = tight((x0, y0), inside)
+        boxes.append(box)
+        masks.append(mask)
+    whole = taken(proposals, np.array([row for row, _ in cuts]))
+    return replace(whole, boxes=np.array(boxes, np.int32), masks=tuple(masks))

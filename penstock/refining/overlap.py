@@ -1,9 +1,15 @@
 """How many pixels proposals and objects share: counted in the boxes, by runs, for all pairs at once."""
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from penstock.errors import BadData
+from penstock.refining.runs import run_starts
 from penstock.refining.types import Objects, Proposals
+
+BATCH = 1 << 19
+"""Pixels of boxes that are looked at together: they stay in the cache of a core."""
 
 
 def contingency(objects: Objects, proposals: Proposals) -> np.ndarray:
@@ -23,8 +29,8 @@ def contingency(objects: Objects, proposals: Proposals) -> np.ndarray:
 def label_counts(labels: np.ndarray, count: int, proposals: Proposals) -> np.ndarray:
     """Pixels of each proposal on each label, of a map of the proposals' frame.
 
-    In the box of a mask labels count from 1, and pixels outside the mask are 0; of the runs of equal numbers, which are far
-    fewer than pixels, one weighted bincount adds up the lengths.
+    In the box of a mask labels count from 1, and pixels outside the mask are 0. Boxes are laid one after the other; of the
+    runs of equal numbers, which are far fewer than pixels, one weighted bincount adds up the lengths.
 
     Args:
         labels: (H, W) unsigned whole numbers, 0..count - 1.
@@ -36,32 +42,37 @@ def label_counts(labels: np.ndarray, count: int, proposals: Proposals) -> np.nda
     """
     narrow = labels.astype(np.min_scalar_type(count))  # a byte halves the work
     narrow += 1
-    room = max((mask.size for mask in proposals.masks), default=0)
-    masked, begins = np.empty(room, narrow.dtype), np.zeros(room + 8 & ~7, np.bool_)
     counts = np.empty((len(proposals), count), np.int64)
-    for row, ((x, y, width, height), mask) in enumerate(zip(proposals.boxes.tolist(), proposals.masks, strict=True)):
-        inside = narrow[y : y + height, x : x + width]
-        within = masked[: mask.size]
-        np.multiply(inside, mask.view(np.uint8), out=within.reshape(height, width))
-        starts = _run_starts(within, begins)
-        lengths = np.empty(len(starts))
-        np.subtract(starts[1:], starts[:-1], out=lengths[:-1])
-        lengths[-1] = mask.size - starts[-1]
-        counts[row] = np.bincount(within[starts], weights=lengths, minlength=count + 1)[1:]
+    sizes = np.array([mask.size for mask in proposals.masks], np.int64)
+    room = np.empty(0, narrow.dtype)
+    for first, last in _batches(sizes.tolist()):
+        masks, ends = proposals.masks[first:last], sizes[first:last].cumsum()
+        begins = ends - sizes[first:last]
+        if len(room) < ends[-1]:
+            room = np.empty(max(BATCH, ends[-1]), narrow.dtype)
+        laid = room[: ends[-1]]
+        for start, (x, y, width, height), mask in zip(
+            begins.tolist(), proposals.boxes[first:last].tolist(), masks, strict=True
+        ):
+            within = laid[start : start + mask.size].reshape(height, width)
+            np.multiply(narrow[y : y + height, x : x + width], mask.view(np.uint8), out=within)
+        starts = run_starts(laid, begins)
+        lengths = np.diff(starts, append=len(laid))
+        rows = np.repeat(
+            np.arange(len(masks)) * (count + 1), np.diff(np.searchsorted(starts, begins), append=len(starts))
+        )
+        table = np.bincount(rows + laid[starts], weights=lengths, minlength=len(masks) * (count + 1))
+        counts[first:last] = table.reshape(len(masks), count + 1)[:, 1:]
     return counts
 
 
-def _run_starts(values: np.ndarray, begins: np.ndarray) -> np.ndarray:
-    """Where runs of equal values begin: (R,) int64, from 0 on; `begins` is (>= M rounded up to eights,) bool of scratch.
-
-    Runs are rare, so that whole words without a beginning are skipped, eight pixels at a time.
-    """
-    begins[0] = True
-    np.not_equal(values[1:], values[:-1], out=begins[1 : len(values)])
-    end = len(values) + 7 & ~7
-    begins[len(values) : end] = False
-    words = begins[:end].view(np.uint64)
-    found = np.flatnonzero(words != 0)
-    inner = np.flatnonzero(words[found].view(np.bool_))
-    starts: np.ndarray = found[inner >> 3] * 8 + (inner & 7)
-    return starts
+def _batches(sizes: list[int]) -> Iterator[tuple[int, int]]:
+    """First and end of neighbours that have at most `BATCH` pixels together; of a larger one alone."""
+    first = pixels = 0
+    for row, size in enumerate(sizes):
+        if row > first and pixels + size > BATCH:
+            yield first, row
+            first, pixels = row, 0
+        pixels += size
+    if first < len(sizes):
+        yield first, len(sizes)

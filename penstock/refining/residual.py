@@ -5,6 +5,7 @@ import math
 import numpy as np
 
 from penstock.errors import MissingExtra
+from penstock.refining.runs import positions, runs
 from penstock.refining.settings import RefineSettings
 from penstock.refining.trust import DEEPEST, Trust, look_up
 from penstock.refining.types import MERGED, Assignment, Objects
@@ -55,14 +56,15 @@ def restore(trust: Trust, labels: np.ndarray) -> np.ndarray:
 
     Args:
         trust: of the coarse map.
-        labels: (H, W) uint16, painted; changed in place.
+        labels: (H, W) uint8 or uint16, painted; changed in place.
 
     Returns:
         (n,) flat positions of the pixels given back.
     """
-    flat, core = labels.ravel(), trust.core.ravel()
-    empty = np.flatnonzero(flat == 0)
-    given: np.ndarray = empty[core[empty] != 0]
+    flat, core = labels.reshape(-1), trust.core.reshape(-1)
+    is_given = flat == 0
+    is_given &= core != 0
+    given = positions(is_given)
     flat[given] = core[given]
     return given
 
@@ -77,7 +79,7 @@ def survive(
 
     Args:
         coarse: the coarse map and its trust.
-        labels: (H, W) uint16; changed in place.
+        labels: (H, W) uint8 or uint16; changed in place.
         areas: (K,) int64, pixels of each object in `labels`; changed in place.
         settings: `min_pixels`.
 
@@ -111,7 +113,7 @@ def segment_majority(assignment: Assignment, labels: np.ndarray, settings: Refin
 
     Args:
         assignment: proposals, and which belong to nobody.
-        labels: (H, W) uint16; changed in place.
+        labels: (H, W) uint8 or uint16; changed in place.
         settings: `inside_share`.
 
     Returns:
@@ -146,7 +148,7 @@ def fill_gaps(labels: np.ndarray, settings: RefineSettings) -> np.ndarray:
     cv2.DIST_L2 in each second row and column (in all of them where the limit is below 8 pixels).
 
     Args:
-        labels: (H, W) uint16; changed in place.
+        labels: (H, W) uint8 or uint16; changed in place.
         settings: `residual_limit_share`.
 
     Returns:
@@ -156,40 +158,41 @@ def fill_gaps(labels: np.ndarray, settings: RefineSettings) -> np.ndarray:
     limit = int(settings.residual_limit_share * math.hypot(height, width))
     if not limit:
         return np.zeros(0, np.int64)
-    empty: np.ndarray = np.flatnonzero(_narrow(labels == 0, limit))
+    empty = positions(_narrow(labels == 0, limit))
     step = 2 if limit >= 8 else 1
     sparse = np.ascontiguousarray(labels[::step, ::step])
     if not len(empty) or not sparse.any():
         return np.zeros(0, np.int64)
     holes = (sparse == 0).view(np.uint8)
     distance, nearest = cv2.distanceTransformWithLabels(holes, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
-    rims = np.flatnonzero(
-        cv2.dilate(holes, np.ones((3, 3), np.uint8)) != holes
-    )  # the nearest of all lies beside a hole
-    owner = np.zeros(int(nearest.max()) + 1, np.uint16)
+    rims = positions(cv2.dilate(holes, np.ones((3, 3), np.uint8)) != holes)  # the nearest of all lies beside a hole
+    owner = np.zeros(int(nearest.max()) + 1, labels.dtype)
     owner[nearest.ravel()[rims]] = sparse.ravel()[rims]
     rows = empty // width
     cells = rows // step * sparse.shape[1] + (empty - rows * width) // step
     within = labels.ravel()[rows // step * step * width + (empty - rows * width) // step * step]
     found = np.where(within != 0, within, owner[nearest.ravel()[cells]])
     close = distance.ravel()[cells] * step <= limit
-    empty = empty[close]
-    labels.ravel()[empty] = found[close]
-    return empty
+    given: np.ndarray = empty[close]
+    labels.ravel()[given] = found[close]
+    return given
 
 
 def _narrow(empty: np.ndarray, limit: int) -> np.ndarray:
-    """(H, W) bool: of these pixels, those where no square of twice the limit fits in; looked at in coarse cells."""
+    """(H, W) bool: of these pixels, those where no square of twice the limit fits in; looked at in coarse cells. `empty`
+    itself, changed."""
     cell = min(4, max(1, limit // 4))
     side = 2 * (limit // cell) + 1
-    wide = cv2.morphologyEx(empty[::cell, ::cell].view(np.uint8), cv2.MORPH_OPEN, np.ones((side, side), np.uint8))
+    sparse = np.ascontiguousarray(empty[::cell, ::cell]).view(np.uint8)
+    wide = cv2.morphologyEx(sparse, cv2.MORPH_OPEN, np.ones((side, side), np.uint8))
     wide = cv2.dilate(wide, np.ones((3, 3), np.uint8))
-    columns = (wide == 0).repeat(cell, axis=1)[:, : empty.shape[1]]
-    narrow = np.empty_like(empty)
-    for row in range(min(cell, len(empty))):
-        rows = narrow[row::cell]
-        np.logical_and(empty[row::cell], columns[: len(rows)], out=rows)
-    return narrow
+    x, y, width, height = cv2.boundingRect(wide)
+    here = empty[y * cell : (y + height) * cell, x * cell : (x + width) * cell]
+    columns = (wide[y : y + height, x : x + width] == 0).repeat(cell, axis=1)[:, : here.shape[1]]
+    for row in range(min(cell, len(here))):
+        rows = here[row::cell]
+        rows &= columns[: len(rows)]
+    return empty
 
 
 def explain(
@@ -199,7 +202,7 @@ def explain(
 
     Args:
         coarse: the coarse map and its trust.
-        labels: (H, W) uint16, the final map.
+        labels: (H, W) uint8 or uint16, the final map.
         how: (K,) uint8, of the assignment.
         kept: (K,) bool: objects that keep their coarse mask.
         given: reason -> (n,) flat positions of pixels given for it; a later one overrules.
@@ -211,9 +214,9 @@ def explain(
     objects, trust = coarse
     claimed = np.where(how & MERGED, REASONS["merged"], REASONS["proposal"])
     table = np.concatenate([[0], np.where(kept, REASONS["kept"], claimed)]).astype(np.uint8)
-    reasons = (labels != 0).view(np.uint8)  # "coarse" is 1
-    changed = np.flatnonzero(labels != objects.labels)
-    reasons.ravel()[changed] = table[labels.ravel()[changed]]
+    values, lengths = runs(labels)
+    reasons = np.repeat(table[values], lengths).reshape(labels.shape)
+    cv2.copyTo((labels != 0).view(np.uint8), (labels == objects.labels).view(np.uint8), reasons)  # "coarse" is 1
     for index in np.flatnonzero(kept).tolist():
         x, y, width, height = objects.boxes[index].tolist()
         here = np.s_[y : y + height, x : x + width]
@@ -223,4 +226,6 @@ def explain(
     table = np.zeros((len(REASONS), 8), np.uint8)
     for word, number in REASONS.items():
         table[number, : DEEPEST + 1] = CONFIDENCE[word]
-    return reasons, look_up((reasons << 3) | trust.depth, table.ravel())
+    codes = reasons * np.uint8(table.shape[1])  # a shift takes ten times as long
+    codes |= trust.depth
+    return reasons, look_up(codes, table.ravel())

@@ -5,6 +5,7 @@ came from points, with id 0. A file is what `dump_proposals` makes.
 """
 
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
@@ -12,7 +13,7 @@ import numpy as np
 import orjson
 import xxhash
 
-from penstock.errors import BadData, SourceNotFound
+from penstock.errors import BadData, OutputRefused, SourceNotFound
 from penstock.refining.proposals import dump_proposals, load_proposals, taken
 from penstock.refining.types import Encoded, Frame, Prompts, Proposals, Proposer
 from penstock.store.output import replace_file
@@ -118,6 +119,15 @@ class Caching:
     """
 
     def __init__(self, proposer: Proposer, folder: Path) -> None:
+        """
+        Raises:
+            OutputRefused: the folder, or the one that it would be made in, cannot be written to.
+        """
+        there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+        if not there.is_dir() or not os.access(there, os.R_OK | os.W_OK | os.X_OK):
+            raise OutputRefused(
+                f"{folder}: no place for a cache of proposals: {there} is no folder that can be written to"
+            )
         self.proposer = proposer
         self.folder = folder
         self.device = proposer.device

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from penstock.errors import MissingExtra
+from penstock.refining.runs import runs
 from penstock.refining.settings import RefineSettings
 from penstock.refining.types import Objects
 
@@ -21,10 +22,6 @@ CORE_SHARE = 0.1
 """The core of an object is its deepest level that still holds this share of it."""
 
 
-_EXACT = 1 << 24
-"""Pixels that cv2.calcHist, which counts in float32, can count."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Trust:
     """Where the coarse map of one frame is sure of itself."""
@@ -35,7 +32,7 @@ class Trust:
     """(H, W) uint8 0..4: 0 beside another label, then more than 1 pixel, a quarter, half, the whole band away from one
     (the longer of the distances in x and y). The frame's border is no boundary."""
     core: np.ndarray
-    """(H, W) uint16: number of the object whose core the pixel lies in, 0 for none."""
+    """(H, W) number of the object whose core the pixel lies in, 0 for none; of the type of the labels."""
     core_areas: np.ndarray
     """(K,) int64, pixels, at least 1: an object thinner than the band has a core too, down to the object itself."""
 
@@ -52,16 +49,19 @@ def trust(objects: Objects, settings: RefineSettings) -> Trust:
     """
     band = band_width(objects.size_hw, settings)
     depth = _depths(objects.labels, band)
-    core = cv2.copyTo(objects.labels, (depth == DEEPEST).view(np.uint8), np.zeros_like(objects.labels))
+    core = objects.labels * (depth == DEEPEST).view(np.uint8)
     core_areas = histogram(core, len(objects))[1:]
     for index in np.flatnonzero(core_areas < CORE_SHARE * objects.areas):
         x, y, width, height = objects.boxes[index].tolist()
         here = np.s_[y : y + height, x : x + width]
-        inside = objects.labels[here] == index + 1
-        levels = np.bincount(depth[here][inside], minlength=DEEPEST + 1)[::-1].cumsum()[::-1]
-        level = int(np.flatnonzero(levels >= CORE_SHARE * objects.areas[index])[-1])
-        core[here][inside & (depth[here] >= level)] = index + 1
-        core_areas[index] = levels[level]
+        deep = depth[here] + 1
+        deep *= (objects.labels[here] == index + 1).view(np.uint8)
+        for level in range(DEEPEST - 1, -1, -1):
+            is_core = deep > level
+            core_areas[index] = np.count_nonzero(is_core)
+            if core_areas[index] >= CORE_SHARE * objects.areas[index]:
+                break
+        core[here] |= is_core.view(np.uint8) * core.dtype.type(index + 1)  # nothing or its number lies there
     return Trust(band=band, depth=depth, core=core, core_areas=core_areas)
 
 
@@ -74,16 +74,14 @@ def histogram(labels: np.ndarray, count: int) -> np.ndarray:
     """Pixels of each label.
 
     Args:
-        labels: (H, W) uint16, none above `count`.
+        labels: (H, W) uint8 or uint16, none above `count`.
         count: K.
 
     Returns:
         (K + 1,) int64.
     """
-    if labels.size >= _EXACT:
-        return np.bincount(labels.ravel(), minlength=count + 1)
-    found = cv2.calcHist([labels], [0], None, [count + 1], [0, count + 1])
-    return np.asarray(found).ravel().astype(np.int64)
+    values, lengths = runs(labels)
+    return np.bincount(values, weights=lengths, minlength=count + 1).astype(np.int64)
 
 
 def look_up(labels: np.ndarray, table: np.ndarray) -> np.ndarray:
@@ -106,13 +104,17 @@ def look_up(labels: np.ndarray, table: np.ndarray) -> np.ndarray:
 
 def _depths(labels: np.ndarray, band: int) -> np.ndarray:
     """(H, W) uint8: `Trust.depth`."""
+    width = labels.shape[1]
+    flat = labels.reshape(-1)
     inner: np.ndarray = np.ones(labels.shape, np.uint8)
-    across = (labels[:, 1:] == labels[:, :-1]).view(np.uint8)
-    down = (labels[1:] == labels[:-1]).view(np.uint8)
-    inner[:, 1:] = across
-    inner[:, :-1] &= across
-    inner[1:] &= down
-    inner[:-1] &= down
+    pixels = inner.reshape(-1)
+    across = (flat[1:] == flat[:-1]).view(np.uint8)
+    across[width - 1 :: width] = 1  # from the end of a row to the next one's beginning
+    down = (flat[width:] == flat[:-width]).view(np.uint8)
+    pixels[1:] = across
+    pixels[:-1] &= across
+    pixels[width:] &= down
+    pixels[:-width] &= down
     depth: np.ndarray = inner.copy()
     reached = 1
     for distance in (math.ceil(band / 4), math.ceil(band / 2), band):

@@ -12,7 +12,7 @@ class Objects:
     """An id map, parsed: its valid ids numbered from 1. Objects number k is `ids[k - 1]`."""
 
     labels: np.ndarray
-    """(H, W) uint16: number of the object, 0 where the id is not valid."""
+    """(H, W) number of the object, 0 where the id is not valid: uint8 where there are at most 255, else uint16."""
     ids: np.ndarray
     """(K,) int64, rising."""
     areas: np.ndarray
@@ -131,7 +131,7 @@ class Gate:
     accepted: np.ndarray
     """(K,) bool."""
     reasons: tuple[str, ...]
-    """K words: "" where accepted; else "core", "area", "pieces", "edge", "gone" or "no proposal"."""
+    """K words: "" where accepted; else "core", "area", "pieces", "edge", "colours", "gone" or "no proposal"."""
     core_recall: np.ndarray
     """(K,) float32 0..1: share of the coarse mask's core that the new mask keeps."""
     area_ratio: np.ndarray
@@ -140,6 +140,8 @@ class Gate:
     """(K, 2) int32: connected components, coarse and new."""
     edge: np.ndarray
     """(K, 2) float32: how much of the boundary lies on an edge of the picture, 0..1, coarse and new."""
+    votes: np.ndarray
+    """(K,) float32 -1..1: what the colours of the pixels gained and lost say (`penstock.refining.colours`), 1 for the new."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +149,7 @@ class Refined:
     """The frame's result."""
 
     ids: np.ndarray
-    """(H, W) int64: an id of the frame, or 0 where none could be given."""
+    """(H, W) an id of the frame, or 0 where none could be given: the first of uint16, int32, int64 that holds the ids."""
     confidence: np.ndarray
     """(H, W) uint8: 255 where coarse map and new mask agree in the core, down to 0 where there is no id."""
     reasons: np.ndarray

@@ -1,9 +1,6 @@
 """The stage of `penstock embed`: crops of segments in, unit vectors out."""
 
-import multiprocessing
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
@@ -15,6 +12,7 @@ from penstock.models.embedders import BATCHES
 from penstock.models.protocols import Embedder
 from penstock.schema import Field, Record, Schema
 from penstock.stages.embed_pixels import FastPixels
+from penstock.stages.workers import one_thread, worker_number
 
 if TYPE_CHECKING:
     import torch
@@ -112,7 +110,7 @@ class EmbedSegments:
         if device not in ("auto", own, own.partition(":")[0]):
             raise UsageError(f"device: the embedder was opened on {own}, asked for {device}")
         kind, _, first = own.partition(":")
-        number = 0 if device == "cuda" else int(first or 0) + _worker_number() % self.devices
+        number = 0 if device == "cuda" else int(first or 0) + worker_number() % self.devices
         if kind != "cpu" and number != int(first or 0) and self.reopen is not None:
             before = self.embedder.identity()
             self.embedder = self.reopen(device=f"{kind}:{number}")
@@ -131,7 +129,7 @@ class EmbedSegments:
         count = len(records)
         while count > 1 and records[count - 2] is records[count - 1]:
             count -= 1  # the job's padding
-        with one_thread() if self.embedder.device == "cpu" else nullcontext():
+        with one_thread(self.embedder.device):  # `setup` has loaded torch
             vectors = self._embedded([self._crop(record) for record in records[:count]])
         if not np.isfinite(vectors).all():
             raise BadData(f"{self.embedder.spec}: a vector with numbers that are not finite")
@@ -186,25 +184,6 @@ def attributes_of(stage: EmbedSegments) -> Mapping[str, object]:
         "path": stage.path,
         "crop_version": _CODE,
     }
-
-
-def _worker_number() -> int:
-    """Workers of a pool are numbered from 1 by their names; the driver is 0."""
-    digits = re.findall(r"\d+", multiprocessing.current_process().name)
-    return int(digits[-1]) if digits else 0
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Torch on one thread of the CPU: workers are processes, and the numbers must not depend on how many cores there are."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def model_batch(rows: int, device: str) -> int:

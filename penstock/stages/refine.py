@@ -4,6 +4,7 @@ import io
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Any, ClassVar, Literal, get_args
 
@@ -40,8 +41,8 @@ _MEANINGS = {
     "merged": "objects made of several proposals",
     "low_confidence": "objects whose proposal fits badly",
     "fallback": "objects for which no proposal fits: they keep the mask they had",
-    "accepted": "objects whose new mask the gate accepted",
-    "kept": "objects that keep the mask they had because of the gate",
+    "accepted": "objects with a new mask: the gate, where there is one, accepted it",
+    "kept": "objects that keep the mask they had: no proposal fits, or the gate refused the new one",
     "invalid_pixels": "pixels without an id after refinement",
     "invalid_before": "pixels without an id before",
     "pixels": "of the frame",
@@ -106,7 +107,7 @@ class RefineFrames:
         """On a CPU; a GPU may choose other kernels from run to run."""
         return self.proposer.device == "cpu"
 
-    @property
+    @cached_property
     def schema(self) -> Schema:
         """Files, statistics, sizes and digests, texts."""
         counts = [Field(name=n, dtype="int64", meaning=_MEANINGS[n], file="frame") for n in COUNTS]
@@ -136,6 +137,9 @@ class RefineFrames:
     def setup(self, device: str) -> None:
         """Takes this worker's device.
 
+        Args:
+            device: as the proposer's; "cuda" is the one GPU that this worker sees, whatever its number is elsewhere.
+
         Raises:
             MissingExtra: OpenCV is not installed.
             UsageError: the weights have changed since the run began, or the device is not the proposer's.
@@ -145,7 +149,7 @@ class RefineFrames:
         if device not in ("auto", own, own.partition(":")[0]):
             raise UsageError(f"device: the proposer was opened on {own}, asked for {device}")
         kind, _, first = own.partition(":")
-        number = int(first or 0) + worker_number() % self.devices
+        number = 0 if device == "cuda" else int(first or 0) + worker_number() % self.devices
         if kind != "cpu" and number != int(first or 0) and self.reopen is not None:
             before = dict(self.proposer.identity())
             self.proposer = self.reopen(device=f"{kind}:{number}")

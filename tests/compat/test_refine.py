@@ -57,6 +57,14 @@ def test_a_model_and_gpus_are_said_as_in_the_document() -> None:
     ]
 
 
+def test_weights_are_said_to_be_those_of_the_model() -> None:
+    config = {"proposer": "sam2", "checkpoint": None, "data_root": "data"}
+    known = {"configs/sam2.1/sam2.1_hiera_t.yaml": "model_zoo/sam/sam2.1_hiera_tiny.pt", "a/model": "a/model"}
+    for model_cfg, weights in known.items():
+        notes = {"config": {**config, "model_cfg": model_cfg}, "gpus": 0, "scenes_found": 1}
+        assert weights in lines().start(notes)[3]
+
+
 def test_a_stopped_run_does_not_say_that_all_is_done() -> None:
     one = {
         "scene": "a",

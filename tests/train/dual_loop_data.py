@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tests.readers.test_masklets import npz
 from tests.readers.test_openimages import write_openimages
 from tests.readers.test_refcoco import write_refcoco
 from tests.readers.test_sa1b import write_sa1b
@@ -16,7 +17,7 @@ def write_pairs(root: Path, count: int = 12) -> Path:
     root.mkdir(parents=True, exist_ok=True)
     for number in range(count):
         rng = np.random.default_rng(number)
-        arrays = {}
+        arrays: dict[str, np.ndarray] = {}
         for view in (1, 2):
             frame = rng.integers(0, 60, (24, 32, 3)).astype(np.float32)
             mask = np.zeros((24, 32), np.float32)
@@ -24,7 +25,7 @@ def write_pairs(root: Path, count: int = 12) -> Path:
             frame[top : top + 10, left : left + 10] = COLOURS[number % 3][::-1]
             mask[top : top + 10, left : left + 10] = 255
             arrays |= {f"frame{view}": frame, f"mask{view}": mask}
-        np.savez(root / f"masklet_data_{number:05d}.npz", **arrays)
+        (root / f"masklet_data_{number:05d}.npz").write_bytes(npz(arrays))
     return root
 
 

@@ -19,6 +19,7 @@ from penstock.errors import RecipeMismatch, SourceNotFound, UsageError  # noqa: 
 from penstock.mix_rows import MixPart, PartRows  # noqa: E402
 from penstock.mix_views import Views  # noqa: E402
 from penstock.models.captioners import BASIC_WORDS, open_cycle  # noqa: E402
+from penstock.models.cycle import CycleModel  # noqa: E402
 from penstock.readers.sav import Sav  # noqa: E402
 from penstock.samplers.pairs import PairRule  # noqa: E402
 from penstock.source import Group  # noqa: E402
@@ -33,6 +34,8 @@ from tests.mix.data import Pictures  # noqa: E402
 from tests.readers.test_sav import write_train, write_val  # noqa: E402
 from tests.train.dual_loop_data import write_all, write_pairs  # noqa: E402
 
+SHARED = Path(__file__).parents[2].parent / "shared" / "data"
+
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
@@ -40,9 +43,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def config_of(folders: dict[str, str], output: Path = Path("unused"), **values: Any) -> DualLoopConfig:
-    return DualLoopConfig(
-        **{"output_dir": output, "size": 32, "eval_share": 0.0, "num_workers": 1, "device": "cpu", **folders, **values}
-    )
+    known: dict[str, Any] = {"size": 32, "eval_share": 0.0, "num_workers": 1, "device": "cpu", **folders, **values}
+    return DualLoopConfig(output_dir=output, **known)
 
 
 def said_of(config: DualLoopConfig) -> list[str]:
@@ -87,7 +89,7 @@ def test_an_open_images_folder_that_holds_something_else_is_an_error(folders: di
 @pytest.mark.parametrize("name", ["sav_dir", "sa1b_dir", "refcoco_dir"])
 def test_any_other_dataset_that_is_missing_is_an_error(folders: dict[str, str], name: str, tmp_path: Path) -> None:
     with pytest.raises(SourceNotFound, match="nowhere"):
-        open_data(config_of(folders, **{name: str(tmp_path / "nowhere")}))
+        open_data(config_of({**folders, name: str(tmp_path / "nowhere")}))
 
 
 def test_open_images_alone_and_missing_is_an_error() -> None:
@@ -230,6 +232,12 @@ def test_captions_that_cannot_be_are_refused_and_senseless_ones_said(
     assert "nothing teaches the words" in caplog.text
 
 
+def test_a_model_whose_words_no_gradient_passes_says_its_own(folders: dict[str, str]) -> None:
+    pytest.importorskip("transformers")
+    config = config_of({"sav_dir": folders["sav_dir"]}, model="florence2:random:tiny")
+    assert run_dual_loop(config, way="dry-run")["captions"] == "pseudo"
+
+
 def test_cached_captions_come_by_key(folders: dict[str, str]) -> None:
     known = caption_cache(f"refcoco:{folders['refcoco_dir']}")
     assert known("2_20") == "caf\u00e9 sign"
@@ -249,6 +257,7 @@ def test_the_built_in_model_has_the_words_of_the_mixture_and_the_same_weights_fo
     assert one.identity == same.identity != other.identity
     for left, right in zip(one.model.parameters(), same.model.parameters(), strict=True):
         assert torch.equal(left, right)
+    assert isinstance(other.model, CycleModel)
     assert other.model.words[2:] == list(BASIC_WORDS)
     for spec, word in (("blip", "expected one of"), ("cycle:big", "takes no more")):
         with pytest.raises(UsageError, match=word):
@@ -361,6 +370,21 @@ def test_looking_first_writes_nothing(folders: dict[str, str], tmp_path: Path, w
         assert found["plan"]["losses"]["loss"] > 0
     else:
         assert found["first_loss"] > 0
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason=f"no {SHARED}")
+def test_real_pictures_of_four_datasets_are_trained_on_and_evaluated_across_frames(tmp_path: Path) -> None:
+    config = DualLoopConfig(
+        output_dir=tmp_path / "out", sav_dir=f"sav:{SHARED}/sav?split=val", sa1b_dir=f"{SHARED}/sa1b_like/sa_000900",
+        refcoco_dir=f"{SHARED}/refcoco", openimage_dir=f"{SHARED}/openimages", sa1b_max_samples=2, size=64, max_steps=2,
+        eval_share=0.3, eval_samples=8, device="cpu",
+    )  # fmt: skip
+    found = run_dual_loop(config)
+    assert found["step"] == 2
+    assert found["captions"] == "truth"
+    assert sum(one["drawn"] for one in found["sources"].values()) == 8
+    assert sum(one["substituted"] for one in found["sources"].values()) == 0
+    assert 0 <= found["metrics"]["same_giou"] <= 1
 
 
 def test_the_lines_are_templates_of_their_values() -> None:

@@ -1,0 +1,1 @@
+"""The seed's package of dual-loop training; see penstock.compat."""

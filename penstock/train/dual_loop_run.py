@@ -1,0 +1,195 @@
+"""From the configuration of a dual loop to a trained model."""
+
+import logging
+import math
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from torch import nn
+
+from penstock.errors import RecipeMismatch, UsageError
+from penstock.mix_loader import MixLoader
+from penstock.mix_source import Mixed
+from penstock.mix_tally import Budget, added
+from penstock.mix_views import Views
+from penstock.models.captioners import OpenedCycle, open_cycle
+from penstock.report import dump_json
+from penstock.train.checkpoint import latest, load_checkpoint
+from penstock.train.distributed import Ranks, device_of
+from penstock.train.dual_loop import DualLoop, DualLoopSettings, Mode
+from penstock.train.dual_loop_config import DualLoopConfig, DualLoopLines
+from penstock.train.dual_loop_data import DualLoopData, caption_cache, open_data
+from penstock.train.held_out import HeldOut
+from penstock.train.logs import TensorBoard, WandB, Writer
+from penstock.train.settings import TrainSettings
+from penstock.train.trainer import Trainer
+from penstock.train.worst import save_worst
+
+Way = Literal["train", "dry-run", "overfit"]
+OVERFIT_STEPS = 100
+REPORT = "report.json"
+_log = logging.getLogger("penstock")
+
+
+def run_dual_loop(
+    config: DualLoopConfig,
+    *,
+    ranks: Ranks | None = None,
+    way: Way = "train",
+    lines: DualLoopLines | None = None,
+    say: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """Trains, or looks whether training would work.
+
+    Args:
+        config: see there.
+        ranks: from `joined()`; None: this process alone, on the device that the configuration says.
+        way: "train"; "dry-run": one batch forward and backward; "overfit": every step on the first batch. The last two
+            write nothing.
+        lines, say: as of `open_data`.
+
+    Returns:
+        Plain values. All ways: config, captions (the mode), samples (of an epoch), held_out, dropped, global_batch, steps.
+        train: step, metrics (see `HeldOut.evaluate`), sources (what was drawn, see `MixLoader.report`), checkpoint; also
+        written as report.json. dry-run: plan (see `Trainer.dry_run`). overfit: first_loss, last_loss.
+
+    Raises:
+        UsageError, MissingExtra, SourceNotFound: wrong settings, or data that are not there.
+        BadData, BudgetExceeded: too much of the data is bad, or too many captions are empty.
+        NotFinite, RecipeMismatch, StateMismatch: as `Trainer`.
+        SystemExit: as `Trainer.run`.
+    """
+    ranks = ranks or Ranks(device=device_of(config.device, 0))
+    data = open_data(config, lines=lines, say=say)
+    opened = open_cycle(config.model, words=data.words(), seed=config.seed)
+    objective = objective_of(config, data, opened)
+    if way == "train":
+        return _train(config, ranks, data, opened, objective)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer, facts = _trainer(config, ranks, data, opened, objective, folder=Path(folder), way=way)
+        if way == "dry-run":
+            return {**facts, "plan": trainer.dry_run()}
+        totals = trainer.overfit()
+        return {**facts, "first_loss": totals[0], "last_loss": totals[-1]}
+
+
+def objective_of(config: DualLoopConfig, data: DualLoopData, opened: OpenedCycle) -> DualLoop:
+    """The losses: where captions come from follows from the mixture, if the configuration leaves it open.
+
+    Raises:
+        UsageError, SourceNotFound: as `caption_cache`; or "truth" without a sentence in the mixture, or "soft" with a
+            model whose words no gradient passes.
+    """
+    mode: Mode = config.captions or ("truth" if data.has_sentences else opened.untaught)
+    if mode == "truth" and not data.has_sentences:
+        raise UsageError(
+            "dual-loop: captions=truth: expected a dataset with sentences (refcoco_dir); take pseudo or soft"
+        )
+    if mode == "soft" and not hasattr(opened.model, "soft_captions"):
+        raise UsageError(f"dual-loop: captions=soft: no gradient passes through the words of model {config.model!r}")
+    if mode == "pseudo" and opened.untaught == "soft" and not data.has_sentences:
+        _log.warning("penstock: captions=pseudo without sentences: nothing teaches the words of model %s", config.model)
+    cache = caption_cache(config.caption_cache) if config.caption_cache is not None else None
+    return DualLoop(DualLoopSettings(captions=mode, max_empty=config.max_empty), cache=cache)
+
+
+def settings_of(config: DualLoopConfig, samples: int, world_size: int, opened: OpenedCycle, best: str) -> TrainSettings:
+    """The settings of the loop.
+
+    Args:
+        config: see there.
+        samples: of an epoch.
+        world_size: ranks.
+        opened: for its learning rate.
+        best: metric that the best checkpoint is kept by; "": none.
+    """
+    batch = config.share_of_rank * world_size
+    steps = min(math.ceil(config.num_epochs * samples / batch), config.max_steps or 1 << 62)
+    return TrainSettings(
+        steps=steps, accumulation=config.gradient_accumulation_steps,
+        learning_rate=config.learning_rate or opened.learning_rate, clip_norm=config.max_grad_norm,
+        precision=config.precision, ema_decay=config.ema_decay, seed=config.seed, log_every=config.log_interval,
+        eval_every=math.ceil(samples / batch), save_every=config.save_interval, best=best,
+    )  # fmt: skip
+
+
+def _train(
+    config: DualLoopConfig, ranks: Ranks, data: DualLoopData, opened: OpenedCycle, objective: DualLoop
+) -> dict[str, Any]:
+    trainer, facts = _trainer(config, ranks, data, opened, objective, folder=config.output_dir, way="train")
+    metrics = {name: None if math.isnan(value) else value for name, value in trainer.run().items()}
+    loader = cast(MixLoader, trainer.loader)
+    reports = cast("list[Mapping[str, Mapping[str, Any]]]", ranks.gathered(loader.report()))
+    found = {
+        **facts, "step": trainer.step, "metrics": metrics, "sources": added(reports),
+        "checkpoint": str(latest(config.output_dir)),
+    }  # fmt: skip
+    if ranks.is_first:
+        (config.output_dir / REPORT).write_text(f"{dump_json(found)}\n", encoding="utf-8")
+    return found
+
+
+def _trainer(
+    config: DualLoopConfig,
+    ranks: Ranks,
+    data: DualLoopData,
+    opened: OpenedCycle,
+    objective: DualLoop,
+    *,
+    folder: Path,
+    way: Way,
+) -> tuple[Trainer, dict[str, Any]]:
+    views = Views(size=config.size)
+    mixed = Mixed(data.train, seed=config.seed, views=views)
+    held = HeldOut(data.held, views, samples=config.eval_samples, batch_size=config.batch_size, seed=config.seed)
+    if held.samples and not held.has_pairs and any(mixed.pairing(part.name) != "none" for part in data.train):
+        _log.warning(
+            "penstock: no pair is held out: what is evaluated is one frame alone; raise eval_share, or take more"
+        )
+    is_long = way == "train"
+    loader = MixLoader(
+        mixed, batch_size=config.share_of_rank * ranks.world_size, rank=ranks.rank, world_size=ranks.world_size,
+        threads=config.num_workers, output="torch", epochs=None, budget=Budget(max_fraction=config.max_bad),
+        quarantine=folder / "quarantine" if is_long else None,
+    )  # fmt: skip
+    settings = settings_of(config, len(mixed), ranks.world_size, opened, held.headline if is_long else "")
+    if way == "overfit":
+        settings = replace(settings, steps=config.max_steps or OVERFIT_STEPS)
+    if config.pretrained_pth is not None and latest(folder) is None:
+        _begin_with(opened.model, config.pretrained_pth)
+    trainer = Trainer(
+        opened.model, objective, loader, settings, folder=folder, ranks=ranks,
+        identity={**opened.identity, "captions": objective.settings.captions},
+        evaluate=(lambda model: held.evaluate(model, ranks)) if held.samples else None,
+        on_worst=save_worst if is_long else None, writers=_writers(config, ranks) if is_long else (),
+    )  # fmt: skip
+    facts = {
+        "config": config.plain(), "captions": objective.settings.captions, "samples": len(mixed),
+        "held_out": held.samples, "dropped": list(data.dropped), "global_batch": loader.batch_size, "steps": settings.steps,
+    }  # fmt: skip
+    return trainer, facts
+
+
+def _writers(config: DualLoopConfig, ranks: Ranks) -> list[Writer]:
+    if not ranks.is_first:
+        return []
+    config.output_dir.mkdir(parents=True, exist_ok=True)
+    found: list[Writer] = [TensorBoard(config.output_dir)] if config.tensorboard else []
+    return found if config.wandb is None else [*found, WandB(config.output_dir, config.wandb)]
+
+
+def _begin_with(model: nn.Module, path: Path) -> None:
+    """Takes the weights of a checkpoint; the average, where it has one, for that is what was evaluated.
+
+    Raises:
+        SourceNotFound, StoreCorrupt: as `load_checkpoint`.
+        RecipeMismatch: the weights are of another model.
+    """
+    content = load_checkpoint(path)
+    try:
+        model.load_state_dict({**content["model"], **content["ema"]})
+    except RuntimeError as error:
+        raise RecipeMismatch(f"{path}: expected weights of the same model: {str(error)[:500]}") from error
