@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import App, CycloptsError, Parameter
 
 from penstock import __version__, cli_data, cli_embed, cli_loader, cli_refine, cli_sequence, cli_train
-from penstock.cli_common import FAULT, MISUSE, OK, Flag, Json
+from penstock.cli_common import FAULT, MISUSE, OK, Flag, Json, dashed
 from penstock.cli_job import run_job
 from penstock.errors import BadData, PenstockError, RowError, UsageError
 from penstock.report import dump_json
@@ -265,10 +265,5 @@ def _print_error(error: Exception, arguments: Sequence[str]) -> None:
 
 
 def _dashed(argument: str) -> str:
-    """`--max_samples=5` as `--max-samples=5`: in every flag `_` and `-` are the same."""
-    if argument == "-":
-        return _STDIN  # the parser takes a lone dash for a flag
-    if not argument.startswith("--"):
-        return argument
-    name, equals, value = argument.partition("=")
-    return name.replace("_", "-") + equals + value
+    """As `dashed`; a lone dash is a flag to the parser."""
+    return _STDIN if argument == "-" else dashed(argument)

@@ -131,7 +131,11 @@ class FrameOffers:
         self._require_writable(path)
         record = self.scenes.read(row, ["ids", "image", "path", "scene"])
         existing, size = self._existing(path, np.shape(record["ids"]))
-        found: Record = {"file": self.outputs.file(path), "existing": existing, "existing_bytes": np.array(size, np.int64)}
+        found: Record = {
+            "file": self.outputs.file(path),
+            "existing": existing,
+            "existing_bytes": np.array(size, np.int64),
+        }
         return {**record, **found}
 
     def _existing(self, path: str, size_hw: Sequence[int]) -> tuple[np.ndarray, int]:

@@ -17,6 +17,7 @@ import numpy as np
 from cyclopts import App, CycloptsError, Parameter
 
 from penstock.cli_train import DualLoopFlags, run_dual_loop
+from penstock.cli_common import dashed
 from penstock.errors import MissingExtra, PenstockError, UsageError
 from penstock.mix_source import Mixed
 from penstock.mix_views import Views
@@ -254,7 +255,7 @@ def main(argv: Sequence[str]) -> int:
         return run_dual_loop(flags.to_config(), lines())
 
     try:
-        code = app([_dashed(word) for word in argv], exit_on_error=False, print_error=True)
+        code = app([dashed(word) for word in argv], exit_on_error=False, print_error=True)
     except CycloptsError:
         return 2
     except PenstockError as error:
@@ -308,8 +309,3 @@ def _key(config: Mapping[str, str], name: str) -> str:
 
 def _say(text: str) -> None:
     sys.stdout.write(f"{text}\n")
-
-
-def _dashed(word: str) -> str:
-    flag, equals, value = word.partition("=")
-    return f"{flag.replace('_', '-')}{equals}{value}" if flag.startswith("--") else word

@@ -20,6 +20,7 @@ from cyclopts import App, CycloptsError, Parameter
 from PIL import Image
 
 from penstock.cli_refine import run_refine
+from penstock.cli_common import dashed
 from penstock.errors import BadData, PenstockError, UsageError
 from penstock.readers.pth import load_id_file, save_id_map
 from penstock.refine_config import MODEL_CFG, OUTPUT, RefineConfig
@@ -89,7 +90,7 @@ def main(script: Script, argv: Sequence[str]) -> int:
         return run_refine(config.to_refine(script), lines(), verbose=config.verbose, quiet=config.quiet)
 
     try:
-        code = app(list(map(_dashed, argv)), exit_on_error=False, print_error=True)
+        code = app(list(map(dashed, argv)), exit_on_error=False, print_error=True)
     except CycloptsError:
         return 2
     except PenstockError as error:
@@ -262,8 +263,3 @@ class SAM2MaskMatcher:
         for one in matched_masks:
             covered |= np.asarray(one["segmentation"], np.bool_)
         return float(1 - covered.mean())
-
-
-def _dashed(word: str) -> str:
-    flag, equals, value = word.partition("=")
-    return f"{flag.replace('_', '-')}{equals}{value}" if flag.startswith("--") else word

@@ -211,7 +211,8 @@ def evaluate_dual_loop(model: nn.Module, batches: Sequence[Mapping[str, Any]]) -
 
     Returns:
         same: on view 1 itself. cross: on view 2 of the samples that are pairs: the number to look at. shuffled: on view 2
-        with the caption of another sample of the batch. empty: on view 2 with no caption. Sums: add them over ranks.
+        with the caption of another pair of the batch, where there is one. empty: on view 2 with no caption. Sums: add them
+        over ranks.
     """
     both = cast(CycleModule, model)
     device = next(model.parameters()).device
@@ -226,8 +227,9 @@ def evaluate_dual_loop(model: nn.Module, batches: Sequence[Mapping[str, Any]]) -
             if not pairs:
                 continue
             images2, masks2, mine = images2[pairs], masks2[pairs], [captions[number] for number in pairs]
-            others = mine[1:] + mine[:1]
-            heard = {"cross": mine, "shuffled": others, "empty": [""] * len(mine)}
+            heard = {"cross": mine, "empty": [""] * len(mine)}
+            if len(mine) > 1:
+                heard["shuffled"] = mine[1:] + mine[:1]
             for name, words in heard.items():
                 scores[name].take(both.segment(images2, words).logits, masks2)
     return scores

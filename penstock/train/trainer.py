@@ -354,7 +354,7 @@ class Trainer:
         if name not in self.metrics:
             raise UsageError(f"train: best={self.settings.best!r}: expected one of {', '.join(self.metrics)}")
         value = self.metrics[name] * (-1 if self.settings.best.startswith("-") else 1)
-        if self.best is None or value > self.best:
+        if math.isfinite(value) and (self.best is None or value > self.best):
             self.best = value
             self.save(BEST)
 
