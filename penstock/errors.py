@@ -18,6 +18,7 @@
     |   +-- RowFailed                           the row was tried and failed; the message carries the recorded reason
     +-- BadData (ValueError)                    bytes were read, and what they say is wrong: the row fails, the rest goes on
     +-- NotFinite (ArithmeticError)             a loss or a gradient is NaN or infinite; the message names the samples
+    +-- WorkersLost (RuntimeError)              every worker was killed from outside before one had begun; nothing is lost
     +-- BudgetExceeded (RuntimeError)           more rows failed than the budget allows
 
 Each class also inherits the built-in one that a caller would catch. A message says what, where, what was expected, what
@@ -107,3 +108,7 @@ class BudgetExceeded(PenstockError, RuntimeError):
 
 class NotFinite(PenstockError, ArithmeticError):
     """A loss or a gradient is NaN or infinite. The weights are those before the step; the message names the samples."""
+
+
+class WorkersLost(PenstockError, RuntimeError):
+    """Every worker of a run was killed from outside before one of them had begun. What was committed is kept."""

@@ -23,6 +23,7 @@ from penstock import errors
 from penstock.cli import main
 from penstock.testing import make_sa1b_tar
 from tests.readers.test_coco_panoptic import write_coco_panoptic
+from tests.refine_data import write_scenes
 
 ROOT = Path(__file__).parents[1]
 GENERATED = ROOT / "docs" / "cli.md"
@@ -96,6 +97,7 @@ MATERIAL: dict[str, Callable[[Path], object]] = {
     "bad.tar": damaged_tar,
     "original_set": original_set,
     "coco_small": write_coco_panoptic,
+    "scenes_small": lambda path: write_scenes(path, {"scene001": 2, "scene002": 1}),
 }
 """What the pages' commands are run on: a name in a page -> what makes it."""
 
@@ -252,6 +254,11 @@ def test_distill_page_explains_every_flag(capsys: pytest.CaptureFixture[str]) ->
     flags = flags_of(["convert", "sa1b-tar"], capsys)
     negatives = {flag for flag in flags if flag.startswith("--empty-")}
     assert sorted(flag for flag in flags - negatives if f"`{flag}" not in page) == []
+
+
+def test_refine_page_explains_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (ROOT / "docs" / "refine.md").read_text()
+    assert sorted(flag for flag in flags_of(["refine"], capsys) if f"`{flag}" not in page) == []
 
 
 def test_every_public_name_is_in_the_documents() -> None:

@@ -11,12 +11,14 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures import TimeoutError as FutureTimeout
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from pathlib import Path
 
 from pebble import ProcessExpired, ProcessPool
 
+from penstock.errors import WorkersLost
 from penstock.launch.drive import Batch, Lost, Results, drive
 from penstock.work import Work
 
@@ -79,9 +81,14 @@ class Local:
             yield from drive(_Pool(pool, capacity=capacity, timeout_s=self.timeout_s), batches)
             pool.close()  # type: ignore[no-untyped-call]  # pebble types its methods in part
             pool.join()
-        except BaseException:  # also GeneratorExit: whoever gives up the run gives up its workers
+        except BaseException as error:  # also GeneratorExit: whoever gives up the run gives up its workers
             pool.stop()  # type: ignore[no-untyped-call]
             pool.join()
+            if isinstance(error, BrokenProcessPool):
+                raise WorkersLost(
+                    "all workers were killed from outside before one of them had begun; what was committed is kept: run the "
+                    "same command again, and look who ends them (out of memory? a scheduler?)"
+                ) from error
             raise
 
 

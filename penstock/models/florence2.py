@@ -146,7 +146,7 @@ class Florence2(nn.Module):
         has_mask = torch.tensor([bool(each) for each in polygons], device=device)
         return FoundMasks(logits=(inside.float() * 2 - 1) * SURE, has_mask=has_mask, answer_loss=loss)
 
-    def _encoded(self, images: torch.Tensor, prompts: Sequence[Sequence[int]]) -> "tuple[Any, torch.Tensor]":
+    def _encoded(self, images: torch.Tensor, prompts: Sequence[Sequence[int]]) -> tuple[Any, torch.Tensor]:
         """The encoder's output, and which of its positions count: (B, image tokens + L). The picture comes first."""
         seen = self.network.get_image_features(_pixels(images, self.transform))
         seen = getattr(seen, "pooler_output", seen)  # transformers 4 gives the tensor itself
@@ -165,7 +165,7 @@ class Florence2(nn.Module):
             )
         return encoder(inputs_embeds=whole, attention_mask=counts), counts
 
-    def _logits(self, encoded: "tuple[Any, torch.Tensor]", labels: torch.Tensor) -> torch.Tensor:
+    def _logits(self, encoded: tuple[Any, torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
         """(B, L, V) of the tokens of given answers, each after those before it."""
         before = F.pad(labels, (1, 0), value=self._start)[:, :-1]
         before = before.masked_fill(before == _NO_LOSS, self._pad)
@@ -174,7 +174,7 @@ class Florence2(nn.Module):
         )
         return cast(torch.Tensor, output.logits)
 
-    def _answers(self, encoded: "tuple[Any, torch.Tensor]", longest: int) -> list[list[int]]:
+    def _answers(self, encoded: tuple[Any, torch.Tensor], longest: int) -> list[list[int]]:
         """The likeliest tokens, one after the other, without begin and end."""
         found = self.network.generate(
             encoder_outputs=encoded[0], attention_mask=encoded[1], max_new_tokens=longest - 1, num_beams=self.beams,

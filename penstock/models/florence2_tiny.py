@@ -49,6 +49,4 @@ def tiny_tokenizer() -> Any:
     made.add_special_tokens([AddedToken(word, special=True, normalized=False) for word in _SPECIAL])
     made.add_tokens([AddedToken(f"<loc_{number}>", normalized=False) for number in range(1000)])
     wrapped: Any = PreTrainedTokenizerFast
-    return wrapped(
-        tokenizer_object=made, bos_token="<s>", pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
-    )
+    return wrapped(tokenizer_object=made, bos_token="<s>", pad_token="<pad>", eos_token="</s>", unk_token="<unk>")

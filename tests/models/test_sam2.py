@@ -2,6 +2,8 @@
 
 import pickle
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -267,6 +269,13 @@ def test_half_precision_finds_about_the_same(
     np.testing.assert_array_equal(found.ids, wanted.ids)
     np.testing.assert_allclose(found.scores, wanted.scores, atol=0.02)
     assert np.mean([(full(found, n) != full(wanted, n)).mean() for n in range(len(wanted))]) < 0.05
+
+
+def test_where_it_is_used_again_torch_is_there_before_the_first_picture(tmp_path: Path) -> None:
+    content = tmp_path / "proposer"
+    content.write_bytes(pickle.dumps(Sam2Proposer(Sam2Options(model_cfg="random:tiny", device="cpu"))))
+    script = "import pickle, sys; pickle.load(open(sys.argv[1], 'rb')); sys.exit('torch' not in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script, str(content)]).returncode == 0
 
 
 def test_it_pickles_without_weights(tmp_path: Path, frame: Frame) -> None:

@@ -5,7 +5,7 @@ from hypothesis import given as tried
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from penstock.refining.decide import paint, unions, without_proposal
+from penstock.refining.decide import paint, repaint, unions, without_proposal
 from penstock.refining.labels import parse
 from penstock.refining.proposals import from_masks
 from penstock.refining.settings import RefineSettings
@@ -93,6 +93,10 @@ def test_when_objects_get_their_coarse_mask_back_the_others_lose_no_more_than_th
     coarse = without_proposal(assignment)
     reverted = coarse | np.array(data.draw(st.lists(st.booleans(), min_size=len(objects), max_size=len(objects))))
     before, after = paint(objects, claims, zones, coarse), paint(objects, claims, zones, reverted)
+    for trusted in (zones, None):
+        again = paint(objects, claims, trusted, coarse)
+        repaint(objects, claims, trusted, (coarse, reverted), again)
+        np.testing.assert_array_equal(again, paint(objects, claims, trusted, reverted))
     claimed = np.zeros((len(objects) + 1, *SIZE_HW), bool)
     for number, (x, y, width, height), mask in claims:
         claimed[number, y : y + height, x : x + width] = mask

@@ -1,5 +1,8 @@
 """A frame from end to end: what good proposals bring, what useless ones cannot spoil, and that nothing is lost."""
 
+import platform
+import subprocess
+import sys
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -52,7 +55,7 @@ def none(size_hw: tuple[int, int] = SIZE_HW) -> Proposals:
 def check(frame: Frame, found: Refined, chosen: RefineSettings) -> None:
     """What holds for every result."""
     objects = frame.objects
-    assert found.ids.dtype == np.int64
+    assert found.ids.dtype == np.uint16
     assert found.confidence.dtype == found.reasons.dtype == np.uint8
     assert found.ids.shape == found.confidence.shape == found.reasons.shape == objects.size_hw
     assert set(np.unique(found.ids)) <= {0, *objects.ids.tolist()}
@@ -89,7 +92,8 @@ def test_useless_proposals_make_nothing_worse(seed: int) -> None:
     frame = frame_of(coarse, picture(truth, seed))
     before = mean_iou(coarse, truth)
     for proposals in (garbage(seed), prompted_garbage(seed, frame), none()):
-        for chosen in (PROMPT, OVERLAP):
+        for rules in (PROMPT, OVERLAP):
+            chosen = replace(rules, residual_limit_share=0.02)  # 4 pixels, as the holes
             found = decide_frame(frame, proposals, chosen)
             check(frame, found, chosen)
             assert mean_iou(found.ids, truth) >= before
@@ -249,3 +253,24 @@ def test_sizes_that_differ_are_refused() -> None:
         truth[30:80, 40:100] = 0
         with pytest.raises(BadData, match="scene/frame"):
             refine_frame(frame_of(truth), answers, PROMPT)
+
+
+_FAULTS = """
+import resource, sys
+import numpy as np
+from penstock.refining.frame import keep_memory
+if sys.argv[1:]:
+    keep_memory()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    arrays = [np.ones((1080, 1440), np.uint8) for _ in range(8)]
+    del arrays
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_kept_memory_is_not_asked_for_again() -> None:
+    calls = [[sys.executable, "-c", _FAULTS, *more] for more in ([], ["keep"])]
+    freed, kept = (int(subprocess.run(call, capture_output=True, check=True).stdout) for call in calls)
+    assert kept < freed / 2

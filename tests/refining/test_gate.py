@@ -68,7 +68,7 @@ def test_core_a_mask_that_leaves_the_core_is_refused() -> None:
     assert found.core_recall[0] == pytest.approx((core & (painted == 1)).sum() / core.sum())
 
 
-def test_core_more_of_it_may_go_where_the_boundary_lies_better_on_edges() -> None:
+def test_core_it_may_go_where_the_colours_speak_for_that() -> None:
     truth = square()
     coarse = np.roll(truth, (5, 5), (0, 1))
     found = decided(coarse, truth, truth=truth)
@@ -101,7 +101,7 @@ def test_pieces_a_mask_in_many_pieces_is_refused() -> None:
 
 def test_gone_an_object_without_pixels_is_refused() -> None:
     found = decided(square(), np.full((120, 160), 2))
-    assert found.reasons == ("gone", "")
+    assert found.reasons == ("gone", "colours")
     assert found.area_ratio[0] == found.core_recall[0] == found.pieces[0, 1] == 0
 
 

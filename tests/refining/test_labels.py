@@ -36,7 +36,7 @@ def test_every_id_above_0_is_an_object_unless_it_is_said_to_be_invalid(ids: np.n
         assert objects.boxes[number - 1].tolist() == mask_box(ids == one).tolist()
     assert int((objects.labels > 0).sum()) == int(objects.areas.sum())
     types = [str(part.dtype) for part in (objects.labels, objects.ids, objects.areas, objects.boxes)]
-    assert types == ["uint16", "int64", "int64", "int32"]
+    assert types == ["uint8", "int64", "int64", "int32"]
     assert objects.boxes.shape == (len(valid), 4)
 
 
@@ -50,6 +50,19 @@ def test_a_map_without_a_valid_pixel_has_no_objects(value: int) -> None:
 def test_a_view_that_is_not_contiguous_is_a_map_too() -> None:
     ids = np.arange(24).reshape(4, 6).T[::2]
     np.testing.assert_array_equal(parse(ids).labels, np.searchsorted(np.unique(ids[ids > 0]), ids) + 1 - (ids == 0))
+
+
+@pytest.mark.parametrize(("count", "dtype"), [(255, np.uint8), (256, np.uint16)])
+def test_labels_are_bytes_where_a_byte_numbers_all_objects(count: int, dtype: type) -> None:
+    ids = np.arange(1, 2 * count + 1).reshape(2, count)
+    objects = parse(ids, invalid=range(count + 1, 2 * count + 1))
+    assert objects.labels.dtype == dtype
+    assert objects.labels.tolist() == [list(range(1, count + 1)), [0] * count]
+
+
+@pytest.mark.parametrize("high", [255, 256, 65_535, 65_536, 1 << 32])
+def test_ids_of_which_only_the_high_bits_differ_are_told_apart(high: int) -> None:
+    assert parse(np.array([[1, 1 + high, 1, -1, high - 1, -high]])).labels.tolist() == [[1, 3, 1, 0, 2, 0]]
 
 
 def test_as_many_objects_as_uint16_numbers_and_no_more() -> None:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from penstock.errors import BadData
+from penstock.refining import overlap
 from penstock.refining.labels import parse
 from penstock.refining.overlap import contingency, label_counts
 from penstock.refining.proposals import from_masks, mask_areas
@@ -29,6 +30,16 @@ def test_every_pair_is_counted(frame: tuple[np.ndarray, np.ndarray]) -> None:
     wanted = [[np.sum(mask & (objects.labels == number)) for number in range(len(objects) + 1)] for mask in masks]
     np.testing.assert_array_equal(table, np.array(wanted, np.int64).reshape(len(masks), len(objects) + 1), strict=True)
     np.testing.assert_array_equal(table.sum(axis=1), mask_areas(proposals))
+
+
+@pytest.mark.parametrize("batch", [1, 40, 100])
+def test_batches_of_boxes_count_the_same(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(batch)
+    objects = parse(rng.integers(-1, 4, (12, 9)).repeat(2, axis=1))
+    proposals = from_masks((12, 18), rng.random((20, 12, 18)) < rng.uniform(0, 0.1, (20, 1, 1)))
+    expected = contingency(objects, proposals)
+    monkeypatch.setattr(overlap, "BATCH", batch)
+    np.testing.assert_array_equal(contingency(objects, proposals), expected)
 
 
 @pytest.mark.parametrize("count", [255, 256, 257, 65_535, 65_536, 65_537])

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("pycocotools")
 
-from penstock.errors import BadData, SourceNotFound
+from penstock.errors import BadData, OutputRefused, SourceNotFound
 from penstock.refining.proposals import from_masks
 from penstock.refining.saved import Caching, SavedProposals, proposals_path, save_proposals
 from penstock.refining.types import Frame, Prompts, Proposals
@@ -142,6 +142,15 @@ def test_the_cache_asks_anew_what_is_new(tmp_path: Path, frame: Frame) -> None:
     newer = Counting(version=2)
     Caching(newer, tmp_path).encode([frame])[0].prompted(prompts)
     assert newer.asked == 1
+
+
+def test_a_cache_that_cannot_be_written_to_is_refused_at_once_and_none_is_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    for folder in (tmp_path / "file", tmp_path / "file" / "cache"):
+        with pytest.raises(OutputRefused, match="no folder that can be written to"):
+            Caching(Counting(), folder)
+    Caching(Counting(), tmp_path / "new" / "cache")
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_damaged_answer_is_asked_anew(tmp_path: Path, frame: Frame, caplog: pytest.LogCaptureFixture) -> None:

@@ -68,7 +68,7 @@ def test_the_core_of_a_large_object_is_all_beyond_the_band() -> None:
 @pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.int64])
 def test_look_up_and_histogram_are_those_of_numpy(count: int, dtype: type) -> None:
     rng = np.random.default_rng(count)
-    labels = rng.integers(0, count + 1, (31, 17)).astype(np.uint16)
+    labels = rng.integers(0, count + 1, (31, 17)).astype(np.min_scalar_type(count))
     table: np.ndarray = rng.integers(0, 200, count + 1).astype(dtype)
     found = look_up(labels, table)
     assert found.dtype == dtype
