@@ -89,6 +89,7 @@ def bench(config: Path, *, batches: int = 100, threads: int | None = None, json:
     threads
         That read and decode, in place of the configuration's.
     """
+    from contextlib import closing
     from dataclasses import replace
 
     from penstock.errors import UsageError
@@ -98,14 +99,15 @@ def bench(config: Path, *, batches: int = 100, threads: int | None = None, json:
     if batches < 1:
         raise UsageError(f"batches: expected 1 or more, got {batches}")
     settings = load_mix_config(config)
-    settings = replace(settings, epochs=None, threads=threads or settings.threads)
+    settings = replace(settings, epochs=None, threads=settings.threads if threads is None else threads)
     opened = open_mix(settings)
     feed = mix_loader(settings, opened.mixed)
     begin = time.perf_counter()
     first_s = 0.0
-    for number, _ in zip(range(batches), feed, strict=False):
-        first_s = first_s if number else time.perf_counter() - begin
-    seconds = time.perf_counter() - begin
+    with closing(iter(feed)) as running:
+        for number, _ in zip(range(batches), running, strict=False):
+            first_s = first_s if number else time.perf_counter() - begin
+        seconds = time.perf_counter() - begin
     rate = batches * settings.batch_size / seconds
     report = feed.report()
     if json:

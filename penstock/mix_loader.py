@@ -3,17 +3,19 @@
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 
 from penstock.buffers import Batch
 from penstock.errors import StateMismatch, UsageError
+from penstock.feed import Feed
 from penstock.loader import Loader
 from penstock.mix_source import Mixed
 from penstock.mix_tally import Budget, MixTally
+from penstock.store.output import full_said, refused_if_unwritable
 
 STATE_VERSION = 1
 _LONGEST_LINE = 1 << 16
@@ -58,7 +60,7 @@ class MixLoader:
             now, from the position that was reached.
 
     Raises:
-        UsageError: a setting is out of range; batch_size is no multiple of world_size.
+        UsageError: a setting is out of range; batch_size is no multiple of world_size; the quarantine is no folder.
     """
 
     def __init__(
@@ -100,18 +102,24 @@ class MixLoader:
         """Batches of the first epoch."""
         return len(self.loader)
 
-    def __iter__(self) -> Iterator[Batch]:
-        """Batches from the first not yet taken on.
+    def __iter__(self) -> Generator[Batch, None, None]:
+        """Batches from the first not yet taken on. A consumer that stops early should close the iterator
+        (`contextlib.closing`): that waits for the threads, and a process that ends while they decode may be aborted.
 
         Raises:
             BudgetExceeded: too many bad samples.
             BadData: all rows tried for one position are bad.
+            OutputRefused, OutputFull: the list of bad rows cannot be written.
         """
-        for batch in self.loader:
-            self._step += 1
-            self._append(self.tally.take(batch))
-            self.tally.check()
-            yield batch
+        feed = cast(Feed, iter(self.loader))
+        try:
+            for batch in feed:
+                self._step += 1
+                self._append(self.tally.take(batch))
+                self.tally.check()
+                yield batch
+        finally:
+            feed.close("")
 
     @property
     def next_position(self) -> int:
@@ -186,18 +194,22 @@ class MixLoader:
             return
         self._listed |= new
         lines = [json.dumps(one) for one in found if (one["source"], one["key"]) in new]
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with (self._folder / f"rank{self.rank}.jsonl").open("a+b") as file:
-            file.truncate(_end_of_lines(file))
-            file.write("".join(f"{line}\n" for line in dict.fromkeys(lines)).encode())
+        path = self._folder / f"rank{self.rank}.jsonl"
+        with refused_if_unwritable(path), full_said(path, "the lines before stay"):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with path.open("a+b") as file:
+                file.truncate(_end_of_lines(file))
+                file.write("".join(f"{line}\n" for line in dict.fromkeys(lines)).encode())
 
 
 def read_quarantine(folder: Path) -> dict[str, dict[str, str]]:
     """Part -> key -> class of the error, from all lists of a folder. A torn last line (of a kill) is left out.
 
     Raises:
-        UsageError: another line is no JSON object with source, key and error.
+        UsageError: it is a file; or another line is no JSON object with source, key and error.
     """
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"quarantine {folder}: expected a folder, or nothing yet; it is a file")
     found: dict[str, dict[str, str]] = {}
     for path in sorted(folder.glob("*.jsonl")):
         lines = path.read_text(encoding="utf-8").split("\n")

@@ -183,7 +183,7 @@ def added(reports: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[
         for name, counts in report.items():
             into = total.setdefault(name, {"failed": Counter()})
             into["failed"].update(counts["failed"])
-            for key in counts.keys() - {"failed"}:
+            for key in (one for one in counts if one != "failed"):
                 known = [value for value in (into.get(key), counts[key]) if value is not None]
                 into[key] = (max if key.startswith("ms_") else sum)(known) if known else None
     return {name: {**counts, "failed": dict(counts["failed"])} for name, counts in total.items()}

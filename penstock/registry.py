@@ -1,4 +1,4 @@
-"""Names of readers, stages, launchers, models, proposers and exporters, each a "module:attribute" that is imported when asked
+"""Names of readers, stages, launchers, models, captioners, proposers and exporters, each a "module:attribute" that is imported when asked
 for; outside packages add theirs through entry points: `penstock.readers`, `penstock.proposers` and so on. Sources by their
 text."""
 
@@ -60,6 +60,11 @@ TABLES: dict[str, dict[str, str]] = {
         "tiny": "penstock.models.tiny:open_tiny",
         "transformers": "penstock.models.transformers_vision:open_transformers",
     },
+    "captioners": {
+        "cycle": "penstock.models.captioners:open_built_in",
+        "florence2": "penstock.models.florence2:open_florence2",
+        "sa2va": "penstock.models.sa2va:open_sa2va",
+    },
     "proposers": {
         "classical": "penstock.models.proposers:open_classical",
         "folder": "penstock.models.proposers:open_folder",
@@ -94,7 +99,7 @@ class SourceName:
 
 
 def names(kind: str) -> list[str]:
-    """Names known of a kind ("readers", "stages", "launchers", "models", "proposers", "exporters"), sorted."""
+    """Names known of a kind ("readers", "stages", "launchers", "models", "captioners", "proposers", "exporters"), sorted."""
     return sorted({*_table(kind), *(point.name for point in entry_points(group=f"penstock.{kind}"))})
 
 

@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from typing import TYPE_CHECKING, Literal, cast
 
 import xxhash
 
+from penstock import registry
 from penstock.errors import MissingExtra, UsageError
 
 if TYPE_CHECKING:
@@ -38,11 +38,17 @@ class OpenedCycle:
     """Where its captions come from in a mixture without human sentences."""
 
 
-_HOMES = {
-    "cycle": "penstock.models.captioners:open_built_in",
-    "florence2": "penstock.models.florence2:open_florence2",
-}
-"""Name -> "module:function" of (text after the colon, words of the mixture, seed)."""
+def require_cycle(spec: str) -> str:
+    """NAME of a spec, without opening anything: for refusing a wrong one before the work begins.
+
+    Raises:
+        UsageError: no model of that name, or `sa2va`, which is not trained here.
+    """
+    name, _, text = spec.partition(":")
+    known = registry.names("captioners")
+    if name not in known:
+        raise UsageError(f"model {spec!r}: expected one of {', '.join(known)}")
+    return name
 
 
 def open_cycle(spec: str = "cycle", *, words: Sequence[str] = (), seed: int = 0) -> OpenedCycle:
@@ -50,7 +56,8 @@ def open_cycle(spec: str = "cycle", *, words: Sequence[str] = (), seed: int = 0)
 
     Args:
         spec: NAME or NAME:TEXT; `cycle` is the built-in small model, which needs no weights; `florence2:TEXT` see
-            `penstock.models.florence2.open_florence2`.
+            `penstock.models.florence2.open_florence2`. Outside packages add names through the entry point
+            `penstock.captioners`: a function of (text after the colon, words of the mixture, seed).
         words: of the human sentences in the mixture, each once; models with words of their own pass them over.
         seed: of weights that begin at random.
 
@@ -59,16 +66,13 @@ def open_cycle(spec: str = "cycle", *, words: Sequence[str] = (), seed: int = 0)
         SourceNotFound, BadData: weights are not there, or damaged.
         MissingExtra: an optional package is needed.
     """
-    name, _, text = spec.partition(":")
-    if name not in _HOMES:
-        raise UsageError(f"model {spec!r}: expected one of {', '.join(_HOMES)}")
+    name = require_cycle(spec)
     try:
         import torch  # noqa: F401
     except ImportError as error:
         raise MissingExtra("torch", "train", f"model {spec}") from error
-    module, _, attribute = _HOMES[name].partition(":")
-    make = cast(Callable[[str, Sequence[str], int], OpenedCycle], getattr(import_module(module), attribute))
-    return make(text, words, seed)
+    make = cast(Callable[[str, Sequence[str], int], OpenedCycle], registry.find("captioners", name))
+    return make(spec.partition(":")[2], words, seed)
 
 
 def open_built_in(text: str, words: Sequence[str], seed: int) -> OpenedCycle:

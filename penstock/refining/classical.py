@@ -35,7 +35,7 @@ class Classical:
     """How far an outline may move, of the diagonal."""
     window_share: float = 0.05
     """Half the side of the square in which colours are fitted, of the diagonal."""
-    price: float = 10.0
+    price: float = 15.0
     """Of moving by the whole reach, in units of log-likelihood."""
     hole_share: float = 0.01
     """Unlabelled areas up to this share of the frame are holes."""

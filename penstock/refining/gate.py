@@ -54,8 +54,9 @@ def gate(
 ) -> Gate:
     """Measures every object's new mask beside its coarse one, and decides.
 
-    "no proposal", none was found, and "gone", fewer than `min_pixels` are left (or than all, of a smaller object), are
-    reasons to keep the coarse mask; without the gate only the first.
+    "no proposal", none was found, "small", the coarse mask is smaller than a square of twice the band, too small to judge
+    by, and "gone", fewer than `min_pixels` are left (or than all, of a smaller object), are reasons to keep the coarse mask;
+    without the gate only the first.
 
     Else what was gained and lost is put to the vote (`penstock.refining.colours`): the mask is refused if votes and trust are
     less than `ASKED`, and by as much more as the logarithm of how many times smaller it became. Trust t in a frame's
@@ -105,6 +106,7 @@ def gate(
     }
     rules = {"no proposal": without_proposal(assignment)}
     if settings.uses_gate:
+        rules["small"] = objects.areas < (2 * trust.band) ** 2
         rules["gone"] = areas < np.minimum(settings.min_pixels, objects.areas)
         refused = _outvoted(np.where(rules["no proposal"], 0, changed), spoken, ratio, doubts)
         rules |= {reason: holds & refused for reason, holds in doubts.items()} | {"colours": refused}

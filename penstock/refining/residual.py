@@ -7,7 +7,7 @@ import numpy as np
 from penstock.errors import MissingExtra
 from penstock.refining.runs import positions, runs
 from penstock.refining.settings import RefineSettings
-from penstock.refining.trust import DEEPEST, Trust, look_up
+from penstock.refining.trust import DEEPEST, Trust, band_width, histogram, look_up
 from penstock.refining.types import MERGED, Assignment, Objects
 
 try:
@@ -144,7 +144,8 @@ def fill_gaps(labels: np.ndarray, settings: RefineSettings) -> np.ndarray:
     """Pixels without an object, in holes and gaps, go to the nearest object.
 
     A hole or gap is no wider anywhere than twice the limit, `residual_limit_share` of the diagonal: what a square of that
-    side fits into was left without labels on purpose, and stays so with a margin around it. Distances are those of
+    side fits into was left without labels on purpose, and stays so with a margin around it. An object that is smaller than a
+    square of twice the band gets nothing: it would be something else. Distances are those of
     cv2.DIST_L2 in each second row and column (in all of them where the limit is below 8 pixels).
 
     Args:
@@ -173,6 +174,7 @@ def fill_gaps(labels: np.ndarray, settings: RefineSettings) -> np.ndarray:
     within = labels.ravel()[rows // step * step * width + (empty - rows * width) // step * step]
     found = np.where(within != 0, within, owner[nearest.ravel()[cells]])
     close = distance.ravel()[cells] * step <= limit
+    close &= (histogram(labels, int(labels.max())) >= (2 * band_width(labels.shape, settings)) ** 2)[found]
     given: np.ndarray = empty[close]
     labels.ravel()[given] = found[close]
     return given

@@ -131,7 +131,7 @@ class Gate:
     accepted: np.ndarray
     """(K,) bool."""
     reasons: tuple[str, ...]
-    """K words: "" where accepted; else "core", "area", "pieces", "edge", "colours", "gone" or "no proposal"."""
+    """K words: "" where accepted; else "core", "area", "pieces", "edge", "colours", "gone", "small" or "no proposal"."""
     core_recall: np.ndarray
     """(K,) float32 0..1: share of the coarse mask's core that the new mask keeps."""
     area_ratio: np.ndarray

@@ -15,7 +15,7 @@ from penstock.errors import BadData, MissingExtra, UsageError
 from penstock.readers.fields import IMAGE, PATH
 from penstock.readers.pth import save_id_map
 from penstock.readers.scenes import SCENE
-from penstock.refining.frame import refine_frame
+from penstock.refining.frame import keep_memory, refine_frame
 from penstock.refining.labels import parse
 from penstock.refining.residual import REASONS
 from penstock.refining.settings import RefineSettings
@@ -145,6 +145,7 @@ class RefineFrames:
             UsageError: the weights have changed since the run began, or the device is not the proposer's.
         """
         _cv2().setNumThreads(1)  # workers are processes
+        keep_memory()
         own = self.proposer.device
         if device not in ("auto", own, own.partition(":")[0]):
             raise UsageError(f"device: the proposer was opened on {own}, asked for {device}")
@@ -266,6 +267,7 @@ def table_of(objects: Objects, refined: Refined) -> dict[str, object]:
             "core_recall": round(float(gate.core_recall[k]), 4),
             "area_ratio": round(float(gate.area_ratio[k]), 4),
             "pieces": gate.pieces[k].tolist(),
+            "votes": round(float(gate.votes[k]), 4),
             "edge": [round(float(one), 4) for one in gate.edge[k]],
         }
         for k in range(len(objects))
@@ -279,7 +281,16 @@ def table_of(objects: Objects, refined: Refined) -> dict[str, object]:
 def _png(values: np.ndarray) -> bytes:
     """(H, W) uint8 or uint16 as a gray PNG; runs only, as maps are flat: half the time of the default."""
     cv2 = _cv2()
-    return bytes(cv2.imencode(".png", values, [cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE])[1])
+    return bytes(
+        cv2.imencode(
+            ".png",
+            values,
+            [
+                *(cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE),
+                *(cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP),
+            ],
+        )[1]
+    )
 
 
 def _cv2() -> Any:

@@ -15,7 +15,7 @@ import torch
 
 from penstock.errors import OutputFull, RecipeMismatch, SourceNotFound, StoreCorrupt
 from penstock.store.manifest import flat
-from penstock.store.output import full_said
+from penstock.store.output import full_said, refused_if_unwritable
 
 VERSION = 1
 BEST = "best.pt"
@@ -27,10 +27,11 @@ def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
 
     Raises:
         OutputFull: no room; nothing is left of it.
+        OutputRefused: the folder cannot be written.
     """
     aside = path.with_suffix(f".{os.getpid()}.tmp")
     try:
-        with full_said(path, "the checkpoints before this one are whole"), aside.open("wb") as file:
+        with refused_if_unwritable(path), full_said(path, "the checkpoints before this one are whole"), aside.open("wb") as file:
             torch.save({"version": VERSION, **content}, file)
             file.flush()
             os.fsync(file.fileno())
@@ -63,7 +64,10 @@ def load_checkpoint(path: Path, *, identity: Mapping[str, object] | None = None)
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         known = content["version"] == VERSION
     except (RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError, OSError, ValueError) as error:
-        raise StoreCorrupt(f"{path}: expected a checkpoint of penstock: {str(error)[:200]}") from error
+        raise StoreCorrupt(
+            f"{path}: expected a checkpoint of penstock, got a file that is none, or is damaged ({str(error)[:200]}). If "
+            "a run is to go on, remove it: it goes on from the one before, or from the start"
+        ) from error
     if not known:
         raise RecipeMismatch(f"{path}: expected a checkpoint of version {VERSION}, got {content['version']!r}")
     if identity is not None:

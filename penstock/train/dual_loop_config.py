@@ -91,10 +91,14 @@ class DualLoopConfig:
                  "eval_samples", "num_workers", "log_interval", "save_interval")  # fmt: skip
         for name in whole:
             self._require(getattr(self, name) >= least.get(name, 1), name, f"{least.get(name, 1)} or more")
+        self._require(0 <= self.seed < 1 << 64, "seed", "0..2**64-1")
         for name in ("sa1b_max_samples", "sav_max_samples", "max_steps"):
             self._require(getattr(self, name) is None or getattr(self, name) >= 1, name, "1 or more")
         self._require(0 <= self.eval_share < 1, "eval_share", "0..1 without 1")
         self._require(0 <= self.max_bad <= 1, "max_bad", "0..1")
+        self._require(0 < self.max_empty <= 1, "max_empty", "above 0 and up to 1")
+        self._require(0 <= self.max_grad_norm < math.inf, "max_grad_norm", "0 or more")
+        self._require(0 <= self.ema_decay < 1, "ema_decay", "0..1 without 1")
         self._require(self.captions is None or self.captions in get_args(Captions), "captions", "a mode")
         is_cached = self.captions == "cached"
         self._require(is_cached == (self.caption_cache is not None), "caption_cache", "one with captions=cached only")

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -49,6 +50,16 @@ def seed_step(*values: int) -> None:
 def num_samples(batch: Batch) -> int:
     """B of a batch: the length that its values share."""
     return min((len(value) for value in batch.values()), default=0)
+
+
+def on_device(batch: Batch, device: torch.device) -> dict[str, Any]:
+    """The batch with its arrays and tensors as tensors on a device; other values as they are."""
+    moved: dict[str, Any] = {}
+    for name, value in batch.items():
+        if isinstance(value, np.ndarray):
+            value = torch.from_numpy(np.ascontiguousarray(value))
+        moved[name] = value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+    return moved
 
 
 def pieces_of(batch: Batch, count: int, pieces: int) -> Iterator[dict[str, Any]]:

