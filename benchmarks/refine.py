@@ -4,7 +4,8 @@
     python benchmarks/refine.py --objects 64 --proposals 150 --repeats 20 --seed-repeats 1 --json result.json
 
 A drawn picture of 1440 x 1080, its true map, a coarse map (shifted, stair-steps, holes, an unlabelled region), and proposals
-as crops: most objects as one mask, the larger ones in pieces, some masks that belong to nobody. One thread; warm calls.
+as crops: most objects as one mask, the larger ones in pieces, some masks that belong to nobody. One thread; warm calls;
+freed memory is kept, as in a worker (`penstock.refining.frame.keep_memory`).
 On a busy machine compare the times of the processor.
 """
 
@@ -22,7 +23,7 @@ from refine_seed import pair_loops
 
 from penstock.readers.pth import save_id_map
 from penstock.refining import frame as whole
-from penstock.refining.decide import paint, unions, without_proposal
+from penstock.refining.decide import paint, repaint, unions, without_proposal
 from penstock.refining.gate import gate
 from penstock.refining.labels import parse
 from penstock.refining.matching import assign
@@ -111,7 +112,7 @@ def steps(ids: np.ndarray, image: np.ndarray, proposals: Proposals, settings: Re
     decided = timed("gate", lambda: gate(image, (objects, zones), assignment, labels, settings))
     kept = ~decided.accepted
     if (kept & ~coarse).any():
-        labels = timed("gate", lambda: paint(objects, claims, zones, kept))
+        timed("gate", lambda: repaint(objects, claims, zones, (coarse, kept), labels))
     given = {
         "restored": timed("residual", lambda: restore(zones, labels)),
         "segment": timed("residual", lambda: segment_majority(assignment, labels, settings)),
@@ -161,6 +162,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     cv2.setNumThreads(1)
+    whole.keep_memory()
     rng = np.random.default_rng(0)
     truth = true_map(options.objects, rng)
     image, ids = picture(truth, rng), spoiled(truth, rng)

@@ -18,6 +18,9 @@ AGREEMENT, CORE_RECALL, LEAKAGE, SCORE, STABILITY = 0.4, 0.2, -0.4, 0.1, 0.1
 LEAST_AGREEMENT = 0.1
 """A candidate of a lower IoU with its coarse object shows another thing."""
 
+MUTUAL_AGREEMENT = 0.2
+"""A proposal and an object that are each other's best match belong together from this IoU on, and the object is spoken for."""
+
 LOW_AGREEMENT = 0.5
 """An object whose proposals together have a lower IoU with it fits badly."""
 
@@ -45,12 +48,14 @@ def assign(
     A proposal that was prompted is a candidate for its object alone, and an object takes one at most: that of the most
     evidence, which weighs IoU with the coarse mask, share of the object's core that it keeps, share of it that lies in
     others' cores, predicted IoU and stability. One of an IoU below `LEAST_AGREEMENT` is not taken; one of which more than
-    `cut_share` lies in others' cores is cut to the coarse mask. Cores, since near a boundary the coarse map itself errs.
+    `cut_share` lies in the cores of others that have no good candidate of their own (`MUTUAL_AGREEMENT`) is cut to the coarse
+    mask. Cores, since near a boundary the coarse map itself errs.
 
-    Any other goes by its pixels on objects. It belongs to the object that has most of them if that is more than
-    `inside_share`, no second one has more than `cut_share`, and it either lies there by more than `inside_share` of all its
-    pixels, or covers `covers_share` of the object, which makes up at least `cut_share` of it. If a second one has more,
-    or if it covers an object but does not lie inside one, it is cut along the coarse map: each object gets its part,
+    Any other goes by its pixels on objects. One that fits an object best, as the object fits it, belongs to it, if all else
+    that it has a good share of is spoken for in the same way. Else it belongs to the object that has most of them if that is
+    more than `inside_share`, no second one has more than `cut_share`, and it either lies there by more than `inside_share` of
+    all its pixels, or covers `covers_share` of the object, which makes up at least `cut_share` of it. If a second one has
+    more, or if it covers an object but does not lie inside one, it is cut along the coarse map: each object gets its part,
     unless that is a sliver. So none goes whole to one object and floods others. The rest are nobody's.
 
     Where what an object has covers `covers_share` of it, a prompted one takes no automatic proposals, and none takes parts
@@ -132,9 +137,12 @@ def _prompted(
     )
     evidence[agreement < LEAST_AGREEMENT] = -np.inf
     order = np.lexsort((-evidence, places))
-    for at in order[np.append(True, places[order][1:] != places[order][:-1])]:
-        if not np.isfinite(evidence[at]):
-            continue
+    chosen = order[np.append(True, places[order][1:] != places[order][:-1])]
+    chosen = chosen[np.isfinite(evidence[chosen])]
+    silent = np.ones(len(objects), np.bool_)
+    silent[places[chosen[agreement[chosen] >= MUTUAL_AGREEMENT]]] = False
+    leaked = (counts.cores[rows][:, silent].sum(axis=1) - np.where(silent[places], kept, 0)) / areas
+    for at in chosen:
         if leaked[at] <= settings.cut_share:
             numbers[rows[at]] = places[at] + 1
         elif not _is_sliver(shared[at], objects.areas[places[at]]):
@@ -158,10 +166,27 @@ def _automatic(
     is_inside = first > settings.inside_share * valid
     is_cut = second > settings.cut_share * valid
     fills = covers[np.arange(len(best)), best] & (first >= settings.cut_share * areas)
-    is_whole = rows & is_inside & ~is_cut & ((first > settings.inside_share * areas) | fills)
-    is_cut = rows & (is_cut | (covers.any(axis=1) & ~is_inside))
+    mate, is_mutual = _mutual(objects, counts, rows, settings)
+    best = np.where(is_mutual, mate, best)
+    is_whole = is_mutual | (rows & is_inside & ~is_cut & ((first > settings.inside_share * areas) | fills))
+    is_cut = rows & ~is_mutual & (is_cut | (covers.any(axis=1) & ~is_inside))
     is_part = is_cut[:, None] & (shared > 0) & ~_is_sliver(shared, objects.areas)
     return np.where(is_whole, best + 1, 0), [(int(row), int(place) + 1) for row, place in np.argwhere(is_part)]
+
+
+def _mutual(
+    objects: Objects, counts: _Counts, rows: np.ndarray, settings: RefineSettings
+) -> tuple[np.ndarray, np.ndarray]:
+    """(N,) the object that each proposal fits best, and (N,) bool: whether it fits that object best of all, and whatever else
+    it has a good share of is spoken for by another. Where the coarse map is shifted, that is not a proposal of two objects."""
+    shared, places = np.where(rows[:, None], counts.shared, 0), np.arange(len(rows))
+    agreement = shared / (counts.areas[:, None] + objects.areas - shared)
+    mate = agreement.argmax(axis=1)
+    fits = (agreement.argmax(axis=0)[mate] == places) & (agreement[places, mate] >= MUTUAL_AGREEMENT)
+    silent = np.ones(len(objects), np.bool_)
+    silent[mate[fits]] = False
+    others = shared * silent > settings.cut_share * shared.sum(axis=1, keepdims=True)
+    return mate, fits & ~others.any(axis=1)
 
 
 def _is_sliver(pixels: np.ndarray, areas: np.ndarray) -> np.ndarray:
