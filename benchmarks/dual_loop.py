@@ -1,10 +1,11 @@
 """Does training on both frames find the object in the other frame? The small cycle model on moving handwriting, both ways.
 
     python benchmarks/dual_loop.py [--steps 1500] [--seeds 0 1] [--picture docs/pictures/dual_loop.svg]
-    python benchmarks/dual_loop.py --steps 300 --data ../shared/data     # the pairs of SA-V and of masklet files there
+    python benchmarks/dual_loop.py --steps 300 --data ../shared/data     # the pairs of SA-V there
 
-"paired" learns the mask on the second frame; "same picture" learns it on the first again, the original's fault. Captions of
-the training are given, and name the place in the first frame; in training the captioner's own words are used.
+"paired" learns the mask on the second frame; "same picture" learns it on the first again, the original's fault. The captioner
+learns sentences that name the place in the first frame too; the segmenter hears the captioner's own words. With --data there are
+no sentences, and the mask loss teaches the words.
 """
 
 import argparse
@@ -35,7 +36,7 @@ SIDE, BATCH = 32, 32
 
 
 def digits() -> tuple[Mixed, Mixed, str]:
-    """Training and test of moving digits, and how captions are made: their sentences say the place too."""
+    """Training and test of moving digits, and the mode of the captions."""
     views = Views(size=SIDE)
     train = Mixed([MixPart(name="digits", source=MovingDigits(20_000, seed=1))], views=views)
     test = Mixed([MixPart(name="digits", source=MovingDigits(256, seed=2, test=True))], views=views)
@@ -46,7 +47,7 @@ def shared(folder: Path) -> tuple[Mixed, Mixed, str]:
     """Pairs of one real video. Few, and of one object: training and test are the same; words are free (soft)."""
     sav = open_source(f"sav:{folder}/sav?split=val&boxes=index")
     parts = [MixPart(name="sav", source=sav, pairs=PairRule(min_gap=4, max_gap=40))]
-    mixed = Mixed(parts, views=Views(size=64), epoch_rows=None)
+    mixed = Mixed(parts, views=Views(size=64))
     return mixed, mixed, "soft"
 
 

@@ -191,7 +191,7 @@ def run_dual_loop(
         MissingExtra: torch is not installed.
         PenstockError: as `penstock.train.dual_loop_run.run_dual_loop`.
     """
-    from penstock.errors import MissingExtra
+    from penstock.errors import MissingExtra, PenstockError
 
     try:
         import torch  # noqa: F401
@@ -202,7 +202,13 @@ def run_dual_loop(
 
     with joined(config.device) as ranks, _told(level if ranks.is_first else logging.WARNING):
         speaks = ranks.is_first and not json
-        found = run(config, ranks=ranks, way=way, lines=lines, say=_say if speaks else None)  # type: ignore[arg-type]  # checked
+        try:
+            found = run(config, ranks=ranks, way=way, lines=lines, say=_say if speaks else None)  # type: ignore[arg-type]  # checked
+        except PenstockError as error:
+            if ranks.is_first or not json:
+                raise
+            print(f"penstock: rank {ranks.rank}: {error}", file=sys.stderr)  # stdout is the first rank's: one object
+            raise SystemExit(FAULT) from error  # no return: leaving in order waits for all ranks
         is_first = ranks.is_first
     has_failed = way == "overfit" and not found["last_loss"] <= found["first_loss"] / 2
     if is_first and json:
@@ -222,7 +228,9 @@ def _closing(found: dict[str, Any], way: str) -> list[str]:
     if way == "overfit":
         return [size, f"loss {found['first_loss']:.4g} -> {found['last_loss']:.4g} on one batch"]
     scores = ", ".join(f"{name} {value:.3f}" for name, value in found["metrics"].items() if value is not None)
-    lines = [*drawn_lines(found["sources"]), f"{found['step']} of {found['steps']} steps, {size}"]
+    since = f" (from step {found['first_step']} on)" if found["first_step"] else ""
+    drawn = drawn_lines(found["sources"]) if found["step"] > found["first_step"] else ["Nothing was left to train"]
+    lines = [*drawn, f"{found['step']} of {found['steps']} steps{since}, {size}"]
     return [*lines, f"held out: {scores}" if scores else "held out: nothing", f"checkpoint: {found['checkpoint']}"]
 
 

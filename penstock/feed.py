@@ -162,7 +162,7 @@ class Feed(Iterator[Batch]):
             threading.Thread(target=_work, args=arguments, name=f"penstock-loader-{n}", daemon=True)
             for n in range(work.threads)
         ]
-        self._finalizer = weakref.finalize(self, _shut, self._tasks, stopped, work.threads, transfers)
+        self._finalizer = weakref.finalize(self, _shut, self._tasks, stopped, self._threads, transfers)
         for thread in self._threads:
             thread.start()
 
@@ -321,10 +321,16 @@ def _where(part: Part, source: Source) -> str:
 
 
 def _shut(
-    tasks: "queue.SimpleQueue[Part | None]", stopped: threading.Event, threads: int, transfers: Transfers | None
+    tasks: "queue.SimpleQueue[Part | None]",
+    stopped: threading.Event,
+    threads: list[threading.Thread],
+    transfers: Transfers | None,
 ) -> None:
     stopped.set()
-    for _ in range(threads):
+    for _ in threads:
         tasks.put(None)
+    for thread in threads:  # one that still decodes while the interpreter ends would abort the process
+        if thread is not threading.current_thread() and thread.is_alive():
+            thread.join()
     if transfers is not None:
         transfers.finish()

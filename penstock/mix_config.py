@@ -1,7 +1,7 @@
 """A mixture in a file: sources, shares, views, budget; from TOML or a mapping to a loader."""
 
-import tomllib
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -17,13 +17,18 @@ from penstock.mix_views import Views
 from penstock.registry import open_source
 from penstock.samplers.mixture import Ends
 from penstock.samplers.pairs import PairRule
+from penstock.settings.values import fitted, no_fit, toml_content
 
 Missing = Literal["error", "drop", "drop-keep-shares"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourceConfig:
-    """One `[[source]]` of a mixture."""
+    """One `[[source]]` of a mixture.
+
+    Raises:
+        UsageError: the weight is out of range.
+    """
 
     name: str
     source: str
@@ -42,10 +47,18 @@ class SourceConfig:
     pairs: PairRule | None = None
     """For tracks: how the second view is chosen."""
 
+    def __post_init__(self) -> None:
+        if self.weight is not None and not 0 < self.weight < math.inf:
+            raise UsageError(f"weight: expected above 0, got {self.weight}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class MixConfig:
-    """A mixture and how it is loaded."""
+    """A mixture and how it is loaded.
+
+    Raises:
+        UsageError: there is no source, or a number is out of range.
+    """
 
     source: tuple[SourceConfig, ...]
     batch_size: int = 1
@@ -66,6 +79,14 @@ class MixConfig:
     """Take a state that was saved with other data."""
     views: Views = field(default_factory=Views)
     budget: Budget = field(default_factory=Budget)
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "threads", "prefetch", "max_attempts", "epochs", "epoch_rows"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{name}: expected 1 or more, got {value}")
+        if not self.source:
+            raise UsageError("source: expected one or more, got none")
 
 
 class Dropped(NamedTuple):
@@ -93,16 +114,7 @@ def load_mix_config(config: Path | str | Mapping[str, Any]) -> MixConfig:
     if isinstance(config, Mapping):
         return _made(MixConfig, config, "")  # type: ignore[no-any-return]  # of the class given
     path = Path(config)
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError as error:
-        raise SourceNotFound(
-            f"{path}: expected the configuration of a mixture (TOML); there is no such file"
-        ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: this is no TOML: {error}") from error
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read: {error.strerror or error}") from error
+    content = toml_content(path, "the configuration of a mixture")
     return _made(MixConfig, content, f"{path}: ")  # type: ignore[no-any-return]  # of the class given
 
 
@@ -133,7 +145,7 @@ def open_mix(config: MixConfig) -> Opened:
         )  # fmt: skip
     if not parts:
         reasons = "; ".join(f"{one.name}: {one.reason}" for one in dropped)
-        raise SourceNotFound(f"mix: none of the sources is there: {reasons or 'none is given'}")
+        raise SourceNotFound(f"mix: none of the sources is there: {reasons}")
     there = sum((Fraction(str(part.weight or 0)) for part in parts), Fraction(0))
     epoch_rows = config.epoch_rows
     if epoch_rows is not None and there:
@@ -169,29 +181,24 @@ def _made(kind: Any, content: Mapping[str, Any], where: str) -> Any:
     try:
         return kind(**values)
     except UsageError as error:
-        raise UsageError(f"{where.rstrip('. ') or 'mix'}: {error}") from error
+        raise UsageError(f"{where.rstrip('.: ') or 'mix'}: {error}") from error
 
 
 def _value(hint: Any, value: object, where: str) -> object:
-    """The value as the type wants it.
+    """The value as the type wants it; tables as the dataclasses they are for.
 
     Raises:
         UsageError: it does not fit.
     """
-    kinds: Sequence[Any] = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     for kind in kinds:
-        if get_origin(kind) is tuple and isinstance(value, (list, tuple)):
-            inner = get_args(kind)[0]
-            return tuple(_value(inner, one, f"{where}[{number}]") for number, one in enumerate(value))
-        if is_dataclass(kind) and isinstance(value, Mapping):
-            return _made(kind, value, f"{where}.")
-        if isinstance(kind, type) and isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
-            return value
-        if kind is float and isinstance(value, int) and not isinstance(value, bool):
-            return float(value)
-        if kind is Path and isinstance(value, str):
-            return Path(value)
-        if get_origin(kind) is Literal and value in get_args(kind):
-            return value
-    expected = " or ".join(str(getattr(kind, "__name__", kind)) for kind in kinds if kind is not type(None))
-    raise UsageError(f"{where}: expected {expected}, got {value!r}")
+        inner = get_args(kind)[0] if get_origin(kind) is tuple else None
+        if is_dataclass(inner):
+            if isinstance(value, (list, tuple)):
+                return tuple(_value(inner, one, f"{where}[{number}]") for number, one in enumerate(value))
+            raise no_fit(value, hint, where)
+        if is_dataclass(kind):
+            if isinstance(value, Mapping):
+                return _made(kind, value, f"{where}.")
+            raise no_fit(value, hint, where)
+    return fitted(value, hint, where)

@@ -173,13 +173,14 @@ class Mixed:
         )
 
     def pairing(self, name: str) -> str:
-        """Where the pairs of a part come from: "stored" in the source, drawn by "rule", or "none".
+        """Where the pairs of a part come from: "stored" in the source, drawn by "rule", or "none": there is no rule, or it
+        allows no pair.
 
         Raises:
             KeyError: there is no such part.
         """
         rows = {rows.part.name: rows for rows in self._rows}[name]
-        return "stored" if rows.is_paired else "none" if rows.pairs is None else "rule"
+        return "stored" if rows.is_paired else "rule" if rows.pairs is not None and rows.pairs.any() else "none"
 
     def explain(self, position: int) -> dict[str, object]:
         """What the plan says of a position, without reading anything but keys: plain values."""

@@ -1,6 +1,6 @@
-"""Names of readers, stages, launchers, models, captioners, proposers and exporters, each a "module:attribute" that is imported when asked
-for; outside packages add theirs through entry points: `penstock.readers`, `penstock.proposers` and so on. Sources by their
-text."""
+"""Names of readers, stages, launchers, models, captioners, proposers and exporters, each a "module:attribute" that is imported
+when asked for; outside packages add theirs through entry points: `penstock.readers`, `penstock.proposers` and so on. Sources by
+their text."""
 
 import inspect
 import logging

@@ -5,13 +5,13 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 from penstock.errors import SourceNotFound, UsageError
 from penstock.registry import open_sources, parse_source
 from penstock.report import Budget
 from penstock.sequence_folder import TIMESTAMP, ImageFormat, SaveFormat
+from penstock.settings.values import fitted, toml_content
 from penstock.source import Source
 from penstock.stages.sequence_config import CropConfig
 from penstock.tracking_modes import WIDENING
@@ -214,27 +214,18 @@ def _settled(where: str, name: str, value: object) -> dict[str, object]:
     aliases = _aliases()
     if name not in aliases:
         raise UsageError(f"{where}: no such setting of saved sequences; there are {', '.join(sorted(aliases))}")
-    return {aliases[name]: _fitting(where, value, dict(_leaves(SequenceConfig))[aliases[name]])}
+    return {aliases[name]: fitted(value, dict(_leaves(SequenceConfig))[aliases[name]], where)}
 
 
 def _from_file(path: Path) -> dict[str, object]:
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError as error:
-        raise SourceNotFound(
-            f"{path}: expected a configuration of saved sequences (TOML); there is no such file"
-        ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: this is no TOML: {error}") from error
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read: {error.strerror or error}") from error
+    content = toml_content(path, "a configuration of saved sequences")
     hints, found = dict(_leaves(SequenceConfig)), {}
     for name, value in _flat(content):
         if name not in hints:
             table = name.rpartition(".")[0]
             near = ", ".join(one for one in hints if one.rpartition(".")[0] == table) or ", ".join(hints)
             raise UsageError(f"{path}: no setting {name}; there are {near}")
-        found[name] = _fitting(f"{path}: {name}", value, hints[name])
+        found[name] = fitted(value, hints[name], f"{path}: {name}")
     return found
 
 
@@ -252,37 +243,6 @@ def _from_text(text: str) -> object:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
-
-
-def _fitting(where: str, value: object, hint: object) -> object:
-    """The value as the type wants it.
-
-    Raises:
-        UsageError: it does not fit.
-    """
-    kinds: Sequence[object] = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    for kind in kinds:
-        if get_origin(kind) is Literal and value in get_args(kind):
-            return value
-        if kind is bool and isinstance(value, bool):
-            return value
-        if kind in (int, float) and isinstance(value, (int, float)) and not isinstance(value, bool):
-            number: object = kind(value)
-            if number == value:
-                return number
-        if kind is Path and isinstance(value, (str, Path)):
-            return Path(value)
-        if kind is str and isinstance(value, str):
-            return value
-        if kind is type(None) and value is None:
-            return None
-        if get_origin(kind) is tuple and isinstance(value, (list, tuple)):
-            inner = [one for one in get_args(kind) if one is not Ellipsis]
-            wanted = [inner[0]] * len(value) if Ellipsis in get_args(kind) else inner
-            if len(wanted) == len(value):
-                return tuple(_fitting(where, one, want) for one, want in zip(value, wanted, strict=True))
-    expected = " or ".join(str(getattr(kind, "__name__", kind)) for kind in kinds if kind is not type(None))
-    raise UsageError(f"{where}: expected {expected}, got {value!r}")
 
 
 def _build(values: Mapping[str, object]) -> SequenceConfig:

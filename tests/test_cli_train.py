@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from penstock.train.dual_loop_config import DualLoopConfig
 torch = pytest.importorskip("torch")
 
 from penstock.train.checkpoint import load_checkpoint  # noqa: E402
+from penstock.train.distributed import Ranks  # noqa: E402
 from tests.train.dual_loop_data import write_all, write_pairs  # noqa: E402
 
 APART = {"recipe", "model_path", "lora_r", "lora_alpha", "local_rank"}
@@ -210,3 +213,23 @@ def test_a_rank_that_fails_ends_all_with_a_code(tmp_path: Path) -> None:
     done = torchrun(2, ["train", "dual-loop", "--sav-dir", str(tmp_path / "nowhere"), "--output-dir", str(tmp_path)])
     assert done.returncode != 0
     assert "nowhere" in done.stderr
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_only_the_first_rank_prints_an_object_where_all_fail(
+    rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @contextmanager
+    def alone(device: str) -> Iterator[Ranks]:
+        yield Ranks(rank=rank, world_size=2)
+
+    monkeypatch.setattr("penstock.train.distributed.joined", alone)
+    words = ["train", "dual-loop", "--sav-dir", str(tmp_path / "nowhere"), "--json"]
+    if rank == 0:
+        assert main(words) == 2
+    else:
+        with pytest.raises(SystemExit, match="1"):
+            main(words)
+    shown = capsys.readouterr()
+    assert "nowhere: no masklets dataset" in shown.err
+    assert [json.loads(line)["status"] for line in shown.out.splitlines()] == (["failed"] if rank == 0 else [])

@@ -38,8 +38,8 @@ class OpenedCycle:
     """Where its captions come from in a mixture without human sentences."""
 
 
-def require_cycle(spec: str) -> str:
-    """NAME of a spec, without opening anything: for refusing a wrong one before the work begins.
+def require_cycle(spec: str) -> None:
+    """Refuses, before any data are looked at, what `open_cycle` would refuse for its name alone.
 
     Raises:
         UsageError: no model of that name, or `sa2va`, which is not trained here.
@@ -48,7 +48,10 @@ def require_cycle(spec: str) -> str:
     known = registry.names("captioners")
     if name not in known:
         raise UsageError(f"model {spec!r}: expected one of {', '.join(known)}")
-    return name
+    if name == "sa2va":
+        from penstock.models.sa2va import open_sa2va
+
+        open_sa2va(text, (), 0)
 
 
 def open_cycle(spec: str = "cycle", *, words: Sequence[str] = (), seed: int = 0) -> OpenedCycle:
@@ -66,13 +69,14 @@ def open_cycle(spec: str = "cycle", *, words: Sequence[str] = (), seed: int = 0)
         SourceNotFound, BadData: weights are not there, or damaged.
         MissingExtra: an optional package is needed.
     """
-    name = require_cycle(spec)
+    name, _, text = spec.partition(":")
     try:
         import torch  # noqa: F401
     except ImportError as error:
         raise MissingExtra("torch", "train", f"model {spec}") from error
+    require_cycle(spec)
     make = cast(Callable[[str, Sequence[str], int], OpenedCycle], registry.find("captioners", name))
-    return make(spec.partition(":")[2], words, seed)
+    return make(text, words, seed)
 
 
 def open_built_in(text: str, words: Sequence[str], seed: int) -> OpenedCycle:

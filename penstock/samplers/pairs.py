@@ -70,6 +70,10 @@ class Pairs:
         found = self.partners(row)
         return int(found[mix(seed, row) % len(found)]) if len(found) else None
 
+    def any(self) -> bool:
+        """Whether the rule allows a pair at all. Ends with the first one found."""
+        return any(len(self.partners(row)) for row in self.anchors.tolist())
+
     def partners(self, row: int) -> np.ndarray:
         """(P,) int64 rows that the rule allows beside this one, rising."""
         table = self.table

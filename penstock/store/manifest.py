@@ -167,5 +167,7 @@ def flat(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
     """Nested plain values under names with dots: what differs between two recipes is said by its own name."""
     found: dict[str, object] = {}
     for name, value in values.items():
-        found.update(flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) and value else {f"{prefix}{name}": value})
+        found.update(
+            flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) and value else {f"{prefix}{name}": value}
+        )
     return found

@@ -31,7 +31,11 @@ def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
     """
     aside = path.with_suffix(f".{os.getpid()}.tmp")
     try:
-        with refused_if_unwritable(path), full_said(path, "the checkpoints before this one are whole"), aside.open("wb") as file:
+        with (
+            refused_if_unwritable(path),
+            full_said(path, "the checkpoints before this one are whole"),
+            aside.open("wb") as file,
+        ):
             torch.save({"version": VERSION, **content}, file)
             file.flush()
             os.fsync(file.fileno())

@@ -50,7 +50,8 @@ class Ranks:
 
 @contextmanager
 def joined(device: str = "auto") -> Iterator[Ranks]:
-    """The ranks that torchrun (RANK, WORLD_SIZE, LOCAL_RANK) started, or this process alone.
+    """The ranks that torchrun (RANK, WORLD_SIZE, LOCAL_RANK) started, or this process alone. They leave together; a rank that
+    cannot go on leaves by an exception, and waits for nobody.
 
     Args:
         device: "auto": the GPU of this rank's LOCAL_RANK if there is CUDA, else the CPU; "cpu"; "cuda"; "cuda:N".
@@ -70,9 +71,12 @@ def joined(device: str = "auto") -> Iterator[Ranks]:
         dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     try:
         yield Ranks(rank=rank, world_size=world_size, device=chosen)
+        if own:
+            gc.collect()  # a living DDP wrapper at teardown aborts the process now and then, and so does a rank that is early
+            dist.barrier()
     finally:
         if own:
-            gc.collect()  # a living DDP wrapper at teardown aborts the process now and then
+            gc.collect()
             dist.destroy_process_group()
 
 

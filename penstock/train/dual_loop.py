@@ -41,7 +41,7 @@ class DualLoopSettings:
     bce: float = 2.0
     dice: float = 0.5
     language: float = 1.0
-    """Weight of the words' cross-entropy: the captioner's on given captions, and the segmenter's answer."""
+    """Weight of the words' cross-entropy: the captioner's on given captions, and (as `answer`) the segmenter's answer."""
     points: int = POINTS
     same_picture: bool = False
     """View 1 is used for both: what the original did, for showing what it costs."""
@@ -78,14 +78,16 @@ class DualLoop:
                 f"DualLoop: captions={settings.captions!r}: a cache belongs to 'cached' and to nothing else"
             )
         self.settings, self.cache = settings, cache
-        self.weights = {"bce": settings.bce, "dice": settings.dice, "language": settings.language}
+        self.weights = {
+            "bce": settings.bce, "dice": settings.dice, "language": settings.language, "answer": settings.language
+        }  # fmt: skip
         self._model: nn.Module | None = None
         self._seen = self._empty = 0
 
     def counts(self, batch: Mapping[str, Any]) -> dict[str, float]:
-        """Masks: every sample. Words: every sample too; those without any have a loss of 0."""
+        """Masks and answers: every sample. Language: the samples with a caption of their own."""
         count = float(len(batch["image1"]))
-        return {"bce": count, "dice": count, "language": count}
+        return {"bce": count, "dice": count, "language": float(sum(map(bool, batch["caption"]))), "answer": count}
 
     def __call__(self, model: nn.Module, batch: Mapping[str, Any]) -> Losses:
         """The losses of a batch of `MixLoader`.
@@ -134,7 +136,7 @@ class DualLoop:
         *,
         seeds: Sequence[int] | np.ndarray | None = None,
     ) -> tuple[dict[str, torch.Tensor], FoundMasks]:
-        """Losses (B,) of the masks of captions: bce, dice, language; and what was found.
+        """Losses (B,) of the masks of captions: bce, dice, answer; and what was found.
 
         Args:
             images: (B, 3, H, W).
@@ -146,7 +148,7 @@ class DualLoop:
         seeds = np.arange(len(images)) if seeds is None else seeds
         bce, dice = mask_losses(found.logits, masks, seeds, self.settings.points)
         answer = torch.zeros_like(bce) if found.answer_loss is None else found.answer_loss
-        return {"bce": bce, "dice": dice, "language": answer}, found
+        return {"bce": bce, "dice": dice, "answer": answer}, found
 
     def _step(self, views: tuple[torch.Tensor, ...], batch: Mapping[str, Any]) -> Losses:
         images1, masks1, images2, masks2 = views
@@ -159,8 +161,10 @@ class DualLoop:
         self._count(len(said), int((~spoken).sum()))
         losses, found = self.compute_segmentation_loss(images2, captions, masks2, seeds=_seeds(batch))
         taught = cast(Captioner, self._given()).caption_loss(images1, masks1, texts)
-        each = {**losses, "language": losses["language"] + taught}
-        each = {name: value if name == "language" else value * spoken for name, value in each.items()}
+        each = {
+            "language": taught,
+            **{name: value if name == "answer" else value * spoken for name, value in losses.items()},
+        }
         total = torch.stack([self.weights[name] * value.float() for name, value in each.items()]).sum(dim=0)
         metrics = {"empty_captions": float((~spoken).sum()), "no_mask": float((~found.has_mask).sum())}
         return Losses(

@@ -10,13 +10,14 @@ from typing import Any, Literal, cast
 
 from torch import nn
 
-from penstock.errors import RecipeMismatch, UsageError
+from penstock.errors import OutputRefused, RecipeMismatch, UsageError
 from penstock.mix_loader import MixLoader
 from penstock.mix_source import Mixed
 from penstock.mix_tally import Budget, added
 from penstock.mix_views import Views
-from penstock.models.captioners import OpenedCycle, open_cycle
+from penstock.models.captioners import OpenedCycle, open_cycle, require_cycle
 from penstock.report import dump_json
+from penstock.store.output import refused_if_unwritable
 from penstock.train.checkpoint import latest, load_checkpoint
 from penstock.train.distributed import Ranks, device_of
 from penstock.train.dual_loop import DualLoop, DualLoopSettings, Mode
@@ -53,16 +54,21 @@ def run_dual_loop(
 
     Returns:
         Plain values. All ways: config, captions (the mode), samples (of an epoch), held_out, dropped, global_batch, steps.
-        train: step, metrics (see `HeldOut.evaluate`), sources (what was drawn, see `MixLoader.report`), checkpoint; also
-        written as report.json. dry-run: plan (see `Trainer.dry_run`). overfit: first_loss, last_loss.
+        train: step, first_step (where this process went on; 0: from the start), metrics (see `HeldOut.evaluate`), sources
+        (what was drawn since first_step, see `MixLoader.report`), checkpoint; also written as report.json, unless all steps
+        had been made before. dry-run: plan (see `Trainer.dry_run`). overfit: first_loss, last_loss.
 
     Raises:
         UsageError, MissingExtra, SourceNotFound: wrong settings, or data that are not there.
+        OutputRefused, OutputFull: output_dir cannot be written.
         BadData, BudgetExceeded: too much of the data is bad, or too many captions are empty.
         NotFinite, RecipeMismatch, StateMismatch: as `Trainer`.
         SystemExit: as `Trainer.run`.
     """
     ranks = ranks or Ranks(device=device_of(config.device, 0))
+    require_cycle(config.model)
+    if way == "train":
+        _require_folder(config.output_dir)
     data = open_data(config, lines=lines, say=say)
     opened = open_cycle(config.model, words=data.words(), seed=config.seed)
     objective = objective_of(config, data, opened)
@@ -124,10 +130,10 @@ def _train(
     loader = cast(MixLoader, trainer.loader)
     reports = cast("list[Mapping[str, Mapping[str, Any]]]", ranks.gathered(loader.report()))
     found = {
-        **facts, "step": trainer.step, "metrics": metrics, "sources": added(reports),
+        **facts, "first_step": trainer.first_step, "step": trainer.step, "metrics": metrics, "sources": added(reports),
         "checkpoint": str(latest(config.output_dir)),
     }  # fmt: skip
-    if ranks.is_first:
+    if ranks.is_first and trainer.step > trainer.first_step:  # else the report of the run that got there stays
         (config.output_dir / REPORT).write_text(f"{dump_json(found)}\n", encoding="utf-8")
     return found
 
@@ -176,9 +182,17 @@ def _trainer(
 def _writers(config: DualLoopConfig, ranks: Ranks) -> list[Writer]:
     if not ranks.is_first:
         return []
-    config.output_dir.mkdir(parents=True, exist_ok=True)
+    with refused_if_unwritable(config.output_dir):
+        config.output_dir.mkdir(parents=True, exist_ok=True)
     found: list[Writer] = [TensorBoard(config.output_dir)] if config.tensorboard else []
     return found if config.wandb is None else [*found, WandB(config.output_dir, config.wandb)]
+
+
+def _require_folder(output: Path) -> None:
+    """Before the datasets are indexed, which may take long."""
+    there = next(one for one in (output, *output.absolute().parents) if one.exists())
+    if not there.is_dir():
+        raise OutputRefused(f"output-dir {output}: expected a folder, or nothing yet; {there} is a file")
 
 
 def _begin_with(model: nn.Module, path: Path) -> None:

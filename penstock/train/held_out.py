@@ -11,7 +11,7 @@ import numpy as np
 from torch import nn
 
 from penstock.draws import TrackTable
-from penstock.errors import BadData
+from penstock.errors import BadData, UsageError
 from penstock.mix_rows import MixPart, PartRows
 from penstock.mix_source import Mixed
 from penstock.mix_views import Views
@@ -90,9 +90,12 @@ def split(part: MixPart, share: float) -> Split:
         share: of the groups, 0..1; at least one where it is above 0 and there are two groups.
 
     Raises:
-        UsageError: as `PartRows`: no row can be drawn.
+        UsageError: as `PartRows`: no row can be drawn; or the pair rule allows no pair.
     """
-    source, first = part.source, PartRows(part).first
+    rows = PartRows(part)
+    if rows.pairs is not None and not rows.pairs.any():
+        raise UsageError(f"{part.name}: no two rows of a track fit {part.pairs}; every sample would be one frame alone")
+    source, first = part.source, rows.first
     groups, count = source.groups, source.group_of(int(first[-1])) + 1  # type: ignore[attr-defined]  # readers have them
     stop = groups[count - 1].stop
     held = min(max(1, round(share * count)), count - 1) if share else 0

@@ -1,6 +1,8 @@
 """Mixtures from TOML, and the commands over them."""
 
 import json
+import threading
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +99,16 @@ SOURCE = {"name": "a", "source": "sav:x"}
         ({"source": [SOURCE], "budget": {"window": 0}}, "budget: Budget"),
         ({"source": [{**SOURCE, "pairs": {"unit": "miles"}}]}, r"source\[0\].pairs.unit: expected"),
         ({"source": [{**SOURCE, "pairs": {"min_gap": 5, "max_gap": 4}}]}, r"source\[0\].pairs: PairRule"),
-        ({"source": SOURCE}, "source: expected"),
+        ({"source": SOURCE}, "source: expected a list of tables"),
+        ({"source": ["a"]}, r"source\[0\]: expected a table, got 'a'"),
+        ({"source": []}, "mix: source: expected one or more"),
+        ({"source": [{**SOURCE, "missing": "skip"}]}, "expected error or drop or drop-keep-shares"),
+        ({"source": [{**SOURCE, "weight": float("inf")}]}, r"source\[0\]: weight: expected above 0"),
+        ({"source": [{**SOURCE, "weight": float("nan")}]}, r"source\[0\].weight: expected int or float, got nan"),
+        ({"source": [{**SOURCE, "weight": 0}]}, r"source\[0\]: weight: expected above 0"),
+        ({"source": [SOURCE], "batch_size": 0}, "mix: batch_size: expected 1 or more, got 0"),
+        ({"source": [SOURCE], "threads": 0}, "threads: expected 1 or more, got 0"),
+        ({"source": [SOURCE], "epochs": 0}, "epochs: expected 1 or more, got 0"),
     ],
 )
 def test_what_is_wrong_is_said_by_its_key(content: dict[str, Any], words: str) -> None:
@@ -160,6 +171,30 @@ def test_bench_reads_and_counts(config: Path, capsys: pytest.CaptureFixture[str]
     assert main(["loader", "bench", str(config), "--batches", "2"]) == 0
     assert "samples/s on 1 threads" in capsys.readouterr().out
     assert main(["loader", "bench", str(config), "--batches", "0"]) == 2
+    assert main(["loader", "bench", str(config), "--threads", "0"]) == 2
+
+
+def loader_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("penstock-loader")]
+
+
+def test_an_iterator_that_is_closed_early_leaves_no_thread_behind(config: Path) -> None:
+    """A thread that decodes while the interpreter ends aborts the process."""
+    settings = load_mix_config(config)
+    with closing(iter(mix_loader(settings, open_mix(settings).mixed))) as batches:
+        next(batches)
+        assert loader_threads()
+    assert not loader_threads()
+    assert main(["loader", "bench", str(config), "--batches", "1"]) == 0
+    assert not loader_threads()
+
+
+def test_a_quarantine_that_is_a_file_is_refused(config: Path) -> None:
+    (config.parent / "bad").write_text("")
+    settings = load_mix_config(config)
+    with pytest.raises(UsageError, match="expected a folder"):
+        mix_loader(settings, open_mix(settings).mixed)
+    assert main(["loader", "explain", str(config), "0"]) == 2
 
 
 def test_bench_of_rotten_data_fails_and_says_why(config: Path, capsys: pytest.CaptureFixture[str]) -> None:

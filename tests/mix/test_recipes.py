@@ -69,7 +69,7 @@ def test_a_batch_of_collate_is_a_batch_of_the_loader() -> None:
             assert theirs[name] == value
         else:
             assert theirs[name].dtype == value.dtype
-            assert torch.equal(theirs[name].to(torch.int64), value.to(torch.int64))
+            assert torch.equal(theirs[name].long(), torch.as_tensor(value).long())
     assert theirs["image2"].shape == (BATCH, 2, 2, 3)
 
 
@@ -196,7 +196,8 @@ def test_lightning(tmp_path: Path) -> None:
 
         def training_step(self, batch: Mapping[str, Any], _: int) -> torch.Tensor:
             """A loss."""
-            return self.model(**batch)["loss"]
+            loss: torch.Tensor = self.model(**batch)["loss"]
+            return loss
 
         def transfer_batch_to_device(self, batch: Mapping[str, Any], device: torch.device, _: int) -> dict[str, Any]:
             """As a plain dict, of which Lightning knows how to copy it."""

@@ -35,6 +35,12 @@ def test_partners_are_all_rows_that_the_rule_allows(row: int, low: int, more: in
     assert pairs.partner(row, 5) in (expected or [None])
 
 
+def test_a_rule_says_whether_it_allows_a_pair_at_all() -> None:
+    assert Pairs(TABLE, PairRule(min_gap=36, max_gap=36)).any()
+    assert not Pairs(TABLE, PairRule(min_gap=37, max_gap=48)).any()
+    assert not Pairs(TABLE, PairRule(min_area=101)).any()
+
+
 def test_seconds_are_frames_over_the_rate() -> None:
     in_seconds = Pairs(TABLE, PairRule(min_gap=0.5, max_gap=1, unit="seconds"))
     in_frames = Pairs(TABLE, PairRule(min_gap=12, max_gap=24))

@@ -332,9 +332,43 @@ def test_a_training_leaves_its_report_its_checkpoint_and_pictures_and_is_done_wh
     assert len(list((tmp_path / "out/worst").glob("*.jpg"))) == 4
     steps = [json.loads(line)["step"] for line in (tmp_path / "out/log.jsonl").read_text().splitlines()]
     assert steps[-1] == found["steps"]
-    assert run_dual_loop(config)["step"] == found["steps"]
+    again = run_dual_loop(config)
+    assert (again["first_step"], again["step"]) == (found["steps"], found["steps"])
+    assert json.loads((tmp_path / "out/report.json").read_text()) == found, "the report of the run that got there stays"
     with pytest.raises(RecipeMismatch, match="captions"):
         run_dual_loop(replace(config, captions="pseudo"))
+
+
+def test_what_can_be_refused_before_the_data_are_indexed_is(folders: dict[str, str], tmp_path: Path) -> None:
+    said: list[str] = []
+    (tmp_path / "file").write_text("")
+    refused: list[tuple[dict[str, Any], str]] = [
+        ({"model": "blip"}, "expected one of cycle, florence2, sa2va"),
+        ({"model": "sa2va:x"}, "answers here and does not learn"),
+        ({"output": tmp_path / "file" / "out"}, "is a file"),
+    ]
+    for values, words in refused:
+        with pytest.raises(UsageError, match=words):
+            run_dual_loop(config_of(folders, **values), say=said.append)
+    assert not said
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("ema_decay", 1.0), ("max_grad_norm", float("nan")), ("seed", -1), ("max_empty", 0.0), ("learning_rate", 0.0)],
+)
+def test_a_number_out_of_range_is_named_as_its_flag(folders: dict[str, str], name: str, value: float) -> None:
+    given: dict[str, Any] = {name: value}
+    with pytest.raises(UsageError, match=f"dual-loop: {name}: expected"):
+        config_of(folders, **given)
+
+
+def test_a_pair_rule_that_allows_no_pair_is_refused(tmp_path: Path) -> None:
+    write_val(tmp_path)
+    far: dict[str, Any] = {"sav_min_gap": 5000, "sav_max_gap": 6000}
+    with pytest.raises(UsageError, match="no two rows of a track fit"):
+        open_data(config_of({"sav_dir": str(tmp_path)}, **far))
+    assert open_data(config_of({"sav_dir": str(tmp_path)})).train
 
 
 def test_a_bad_sample_is_replaced_and_counted(tmp_path: Path) -> None:

@@ -1,24 +1,34 @@
 """The trainer: one step is one step however it is cut, and a run that is killed ends as if it had not been."""
 
+import contextlib
 import json
+import math
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
 
-from penstock.errors import NotFinite, RecipeMismatch, UsageError
+from penstock.errors import NotFinite, OutputRefused, RecipeMismatch, StoreCorrupt, UsageError
 from penstock.loader import Loader
+from penstock.mix_loader import MixLoader
+from penstock.mix_rows import MixPart
+from penstock.mix_source import Mixed
+from penstock.mix_views import Views
 from penstock.samplers import Epochs
 from penstock.train.checkpoint import latest, load_checkpoint
+from penstock.train.objective import Losses
 from penstock.train.settings import TrainSettings
 from penstock.train.trainer import Trainer
+from tests.mix.data import Pictures
 from tests.train import job
 
 ROOT = Path(__file__).parent.parent.parent
@@ -136,6 +146,77 @@ def test_a_nan_names_its_samples_and_leaves_the_weights(tmp_path: Path) -> None:
     assert all(torch.isfinite(value).all() for value in one.model.parameters())
     position = Epochs(job.ROWS, seed=3).rows(0, job.ROWS).tolist().index(5)
     assert one.step == position // 16
+
+
+def test_a_run_ends_its_loader_and_closes_its_writers_however_it_ends(tmp_path: Path) -> None:
+    class Held:
+        closed = 0
+
+        def write(self, step: int, values: Mapping[str, float]) -> None:
+            pass
+
+        def close(self) -> None:
+            self.closed += 1
+
+    class Grey:
+        weights: ClassVar[Mapping[str, float]] = {"grey": 1.0}
+
+        def __init__(self, factor: float) -> None:
+            self.factor = factor
+
+        def counts(self, batch: Mapping[str, Any]) -> dict[str, float]:
+            return {"grey": float(len(batch["image1"]))}
+
+        def __call__(self, model: torch.nn.Module, batch: Mapping[str, Any]) -> Losses:
+            each = model(batch["image1"].float().mean(dim=(1, 2, 3))[:, None] / 255).square()[:, 0] * self.factor
+            return Losses(sums={"grey": each.sum()}, per_sample=each.detach())
+
+    mixed = Mixed([MixPart(name="pictures", source=Pictures("p", 24))], views=Views(size=8))
+    for factor in (1.0, math.nan):
+        writer = Held()
+        loader = MixLoader(mixed, batch_size=4, output="torch", epochs=None)
+        folder, settings = tmp_path / str(factor), TrainSettings(steps=2, log_every=1)
+        one = Trainer(torch.nn.Linear(1, 1), Grey(factor), loader, settings, folder=folder, writers=[writer])
+        with contextlib.nullcontext() if factor == 1 else pytest.raises(NotFinite):
+            one.run()
+        assert writer.closed == 1
+        assert not [thread for thread in threading.enumerate() if thread.name.startswith("penstock-loader")]
+
+
+def test_a_run_goes_on_where_an_epoch_ended(tmp_path: Path) -> None:
+    assert job.ROWS // 16 == 6
+    trainer(tmp_path / "whole", steps=18).run()
+    trainer(tmp_path / "cut", steps=18, save_every=6, keep_last=9).run()
+    for step in (12, 18):
+        (tmp_path / f"cut/step_{step:09d}.pt").unlink()
+    one = trainer(tmp_path / "cut", steps=18)
+    assert one.first_step == 6
+    one.run()
+    assert_close(weights(tmp_path / "cut"), weights(tmp_path / "whole"))
+
+
+def test_a_damaged_checkpoint_says_what_to_do(tmp_path: Path) -> None:
+    trainer(tmp_path, steps=4, save_every=2).run()
+    (tmp_path / "step_000000004.pt").write_bytes((tmp_path / "step_000000004.pt").read_bytes()[:3000])
+    with pytest.raises(StoreCorrupt, match=r"step_000000004.pt: .*remove it: it goes on from the one before"):
+        trainer(tmp_path, steps=4)
+    (tmp_path / "step_000000004.pt").unlink()
+    assert trainer(tmp_path, steps=4).first_step == 2
+
+
+def test_a_best_that_is_nan_at_first_is_none(tmp_path: Path) -> None:
+    one = trainer(tmp_path, steps=4, eval_every=1, best="worth")
+    values = iter([math.nan, 1.0, math.nan, 0.5])
+    one.evaluate = lambda model: {"worth": next(values)}
+    one.run()
+    assert one.best == 1.0
+    assert load_checkpoint(tmp_path / "best.pt")["step"] == 2
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputRefused, match="not writable"):
+        trainer(tmp_path / "file")
 
 
 def test_another_configuration_is_refused_with_its_difference(tmp_path: Path) -> None:
