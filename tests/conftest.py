@@ -17,7 +17,9 @@ from penstock.settings import KEYS
 _CACHE = tempfile.TemporaryDirectory(prefix="penstock-test-cache-", ignore_cleanup_errors=True)
 os.environ["PENSTOCK_CACHE_DIR"] = _CACHE.name  # the user's own indexes are never touched
 
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as of a job in the background, and its children would inherit it
+if (
+    signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+):  # as of a job in the background, and its children would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SEED = int(os.environ.get("PENSTOCK_TEST_SEED", "0"))

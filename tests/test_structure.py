@@ -37,7 +37,18 @@ LAYERS = [
     ],
     ["stages", "check", "repair", "search", "describe", "doctor", "track", "mix"],
     ["jobs", "work", "launch", "train", "convert", "sequence", "embed", "refine"],
-    ["viewer", "cli", "compat", "testing", "recipes", "progress", "report_page", "sequence_report", "refine_report", "__main__"],
+    [
+        "viewer",
+        "cli",
+        "compat",
+        "testing",
+        "recipes",
+        "progress",
+        "report_page",
+        "sequence_report",
+        "refine_report",
+        "__main__",
+    ],
 ]
 """DESIGN.md section 5: a module imports from its own layer and from those before it. `check_boxes` lies with `check`."""
 LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}
