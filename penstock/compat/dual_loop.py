@@ -242,8 +242,12 @@ def train_epoch(
         count += len(batches)
     if not count:
         raise UsageError("train_epoch: the loader gives no batch")
-    names = {"loss": "loss", "bce": "mask_loss", "dice": "dice_loss", "language": "llm_loss"}
-    return {names[name]: value / count for name, value in totals.items()}
+    return {
+        "loss": totals["loss"] / count,
+        "mask_loss": totals["bce"] / count,
+        "dice_loss": totals["dice"] / count,
+        "llm_loss": (totals["language"] + totals["answer"]) / count,
+    }
 
 
 def main(argv: Sequence[str]) -> int:
