@@ -3,6 +3,8 @@
 import os
 import signal
 import tempfile
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before NumPy, OpenCV or torch is imported anywhere
@@ -44,6 +46,15 @@ def seed(request: pytest.FixtureRequest) -> int:
 def rng(seed: int) -> np.random.Generator:
     """A generator that starts anew in every test."""
     return np.random.default_rng(seed)
+
+
+@pytest.fixture
+def loader_threads() -> Callable[[], list[threading.Thread]]:
+    """Gives the loader threads of this test that live; what another test keeps alive is not its concern."""
+    others = set(threading.enumerate())
+    return lambda: [
+        one for one in threading.enumerate() if one.name.startswith("penstock-loader") and one not in others
+    ]
 
 
 @pytest.fixture

@@ -141,21 +141,6 @@ def assert_equals_source(batch, source):
             np.testing.assert_array_equal(np.asarray(values), np.stack(expected))
 
 
-def loader_threads():
-    """Those of this test: what another one keeps alive is not its concern."""
-    return [one for one in threading.enumerate() if one.name.startswith("penstock-loader") and one not in _OTHERS]
-
-
-_OTHERS: set[threading.Thread] = set()
-
-
-@pytest.fixture(autouse=True)
-def others():
-    """Notes the threads that are there before a test."""
-    _OTHERS.clear()
-    _OTHERS.update(threading.enumerate())
-
-
 def wait_for(condition):
     deadline_s = time.monotonic() + 10
     while not condition() and time.monotonic() < deadline_s:
@@ -652,7 +637,7 @@ def test_batches_on_a_gpu_equal_the_source():
 # Threads, forks, pickles
 
 
-def test_no_thread_outlives_its_iteration():
+def test_no_thread_outlives_its_iteration(loader_threads):
     loader = Loader(ArraySource(40), batch_size=4, threads=3)
     list(loader)
     assert not loader_threads()
@@ -879,7 +864,7 @@ def test_a_rank_without_a_share_of_the_last_batch_takes_as_many_steps():
     assert "0 rows" in repr(ranks[0][-1])
 
 
-def test_an_interrupt_leaves_the_loader_ready():
+def test_an_interrupt_leaves_the_loader_ready(loader_threads):
     loader = Loader(PlainSource(40), batch_size=4, transform=interrupted)
     with contextlib.suppress(KeyboardInterrupt):
         list(loader)

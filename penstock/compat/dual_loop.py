@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlencode
 
 import numpy as np
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, Parameter
 
 from penstock.cli_train import DualLoopFlags, run_dual_loop
-from penstock.cli_common import dashed
-from penstock.errors import MissingExtra, PenstockError, UsageError
+from penstock.compat.script import run_script
+from penstock.errors import MissingExtra, UsageError
 from penstock.mix_source import Mixed
 from penstock.mix_views import Views
 from penstock.train.dual_loop_config import DualLoopConfig, DualLoopLines
@@ -258,14 +258,7 @@ def main(argv: Sequence[str]) -> int:
     def default(flags: Annotated[DualLoopFlags, Parameter(name="*")] = DualLoopFlags()) -> int:  # noqa: B008  frozen
         return run_dual_loop(flags.to_config(), lines())
 
-    try:
-        code = app([dashed(word) for word in argv], exit_on_error=False, print_error=True)
-    except CycloptsError:
-        return 2
-    except PenstockError as error:
-        sys.stderr.write(f"penstock: {error}\n")
-        return 2 if isinstance(error, UsageError) else 1
-    return code if isinstance(code, int) else 0
+    return run_script(app, argv)
 
 
 def lines() -> DualLoopLines:

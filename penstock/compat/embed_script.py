@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, Parameter
 
 from penstock.cli_job import run_job
+from penstock.compat.script import run_script
 from penstock.embed import DEFAULT_SPEC, EmbedConfig
 from penstock.embed_as import Format, embed_as, plan_embed_as
-from penstock.errors import PenstockError, UsageError
 from penstock.exporters.embedding_rows import open_rows
 from penstock.geometry.id_pngs import write_panoptic_png
 from penstock.report import dump_json
@@ -90,14 +90,7 @@ def main(argv: Sequence[str]) -> int:
     def default(config: Annotated[ScriptConfig, Parameter(name="*")]) -> int:
         return _run(config)
 
-    try:
-        code = app(list(map(_dashed, argv)), exit_on_error=False, print_error=True)
-    except CycloptsError:
-        return 2
-    except PenstockError as error:
-        sys.stderr.write(f"penstock: {error}\n")
-        return 2 if isinstance(error, UsageError) else 1
-    return code if isinstance(code, int) else 0
+    return run_script(app, argv)
 
 
 def self_test() -> int:
@@ -173,8 +166,3 @@ def _run(config: ScriptConfig) -> int:
         quiet=config.quiet,
         json=config.json,
     )
-
-
-def _dashed(word: str) -> str:
-    flag, equals, value = word.partition("=")
-    return f"{flag.replace('_', '-')}{equals}{value}" if flag.startswith("--") else word

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, Parameter
 from PIL import Image
 
 from penstock.cli_refine import run_refine
-from penstock.cli_common import dashed
-from penstock.errors import BadData, PenstockError, UsageError
+from penstock.compat.script import run_script
+from penstock.errors import BadData, UsageError
 from penstock.readers.pth import load_id_file, save_id_map
 from penstock.refine_config import MODEL_CFG, OUTPUT, RefineConfig
 from penstock.refine_statistics import Lines
@@ -89,14 +89,7 @@ def main(script: Script, argv: Sequence[str]) -> int:
     def default(config: Annotated[ScriptConfig, Parameter(name="*")]) -> int:
         return run_refine(config.to_refine(script), lines(), verbose=config.verbose, quiet=config.quiet)
 
-    try:
-        code = app(list(map(dashed, argv)), exit_on_error=False, print_error=True)
-    except CycloptsError:
-        return 2
-    except PenstockError as error:
-        sys.stderr.write(f"penstock: {error}\n")
-        return 2 if isinstance(error, UsageError) else 1
-    return code if isinstance(code, int) else 0
+    return run_script(app, argv)
 
 
 def lines() -> Lines:

@@ -1,5 +1,6 @@
 """Small sources in memory, and the bytes of what a mixture gives: for the tests of mixtures."""
 
+import copy
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -69,7 +70,7 @@ class Pictures:
             record["view"] = np.asarray(row % 2 + 1, np.uint8)
         fault = self.bad.get(row)
         if isinstance(fault, Exception):
-            raise fault
+            raise copy.copy(fault)  # raised itself, it would keep the frames of whoever caught it, and their threads
         if fault is not None:
             fault(record)
         return record

@@ -2,6 +2,7 @@
 
 import json
 import threading
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -174,11 +175,9 @@ def test_bench_reads_and_counts(config: Path, capsys: pytest.CaptureFixture[str]
     assert main(["loader", "bench", str(config), "--threads", "0"]) == 2
 
 
-def loader_threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("penstock-loader")]
-
-
-def test_an_iterator_that_is_closed_early_leaves_no_thread_behind(config: Path) -> None:
+def test_an_iterator_that_is_closed_early_leaves_no_thread_behind(
+    config: Path, loader_threads: Callable[[], list[threading.Thread]]
+) -> None:
     """A thread that decodes while the interpreter ends aborts the process."""
     settings = load_mix_config(config)
     with closing(iter(mix_loader(settings, open_mix(settings).mixed))) as batches:

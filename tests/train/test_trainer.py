@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -148,7 +148,9 @@ def test_a_nan_names_its_samples_and_leaves_the_weights(tmp_path: Path) -> None:
     assert one.step == position // 16
 
 
-def test_a_run_ends_its_loader_and_closes_its_writers_however_it_ends(tmp_path: Path) -> None:
+def test_a_run_ends_its_loader_and_closes_its_writers_however_it_ends(
+    tmp_path: Path, loader_threads: Callable[[], list[threading.Thread]]
+) -> None:
     class Held:
         closed = 0
 
@@ -180,7 +182,7 @@ def test_a_run_ends_its_loader_and_closes_its_writers_however_it_ends(tmp_path: 
         with contextlib.nullcontext() if factor == 1 else pytest.raises(NotFinite):
             one.run()
         assert writer.closed == 1
-        assert not [thread for thread in threading.enumerate() if thread.name.startswith("penstock-loader")]
+        assert not loader_threads()
 
 
 def test_a_run_goes_on_where_an_epoch_ended(tmp_path: Path) -> None:
