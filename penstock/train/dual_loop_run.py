@@ -8,23 +8,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from torch import nn
-
-from penstock.errors import OutputRefused, RecipeMismatch, UsageError
+from penstock.errors import UsageError
 from penstock.mix_loader import MixLoader
 from penstock.mix_source import Mixed
 from penstock.mix_tally import Budget, added
 from penstock.mix_views import Views
 from penstock.models.captioners import OpenedCycle, open_cycle, require_cycle
 from penstock.report import dump_json
-from penstock.store.output import refused_if_unwritable
-from penstock.train.checkpoint import latest, load_checkpoint
+from penstock.train.checkpoint import latest
 from penstock.train.distributed import Ranks, device_of
 from penstock.train.dual_loop import DualLoop, DualLoopSettings, Mode
 from penstock.train.dual_loop_config import DualLoopConfig, DualLoopLines
 from penstock.train.dual_loop_data import DualLoopData, caption_cache, open_data
 from penstock.train.held_out import HeldOut
-from penstock.train.logs import TensorBoard, WandB, Writer
+from penstock.train.run_folder import begin_with, require_folder, writers_of
 from penstock.train.settings import TrainSettings
 from penstock.train.trainer import Trainer
 from penstock.train.worst import save_worst
@@ -68,7 +65,7 @@ def run_dual_loop(
     ranks = ranks or Ranks(device=device_of(config.device, 0))
     require_cycle(config.model)
     if way == "train":
-        _require_folder(config.output_dir)
+        require_folder(config.output_dir)
     data = open_data(config, lines=lines, say=say)
     opened = open_cycle(config.model, words=data.words(), seed=config.seed)
     objective = objective_of(config, data, opened)
@@ -165,45 +162,16 @@ def _trainer(
     if way == "overfit":
         settings = replace(settings, steps=config.max_steps or OVERFIT_STEPS)
     if config.pretrained_pth is not None and latest(folder) is None:
-        _begin_with(opened.model, config.pretrained_pth)
+        begin_with(opened.model, config.pretrained_pth)
+    writers = writers_of(folder, ranks, tensorboard=config.tensorboard, wandb=config.wandb) if is_long else []
     trainer = Trainer(
         opened.model, objective, loader, settings, folder=folder, ranks=ranks,
         identity={**opened.identity, "captions": objective.settings.captions},
         evaluate=(lambda model: held.evaluate(model, ranks)) if held.samples else None,
-        on_worst=save_worst if is_long else None, writers=_writers(config, ranks) if is_long else (),
+        on_worst=save_worst if is_long else None, writers=writers,
     )  # fmt: skip
     facts = {
         "config": config.plain(), "captions": objective.settings.captions, "samples": len(mixed),
         "held_out": held.samples, "dropped": list(data.dropped), "global_batch": loader.batch_size, "steps": settings.steps,
     }  # fmt: skip
     return trainer, facts
-
-
-def _writers(config: DualLoopConfig, ranks: Ranks) -> list[Writer]:
-    if not ranks.is_first:
-        return []
-    with refused_if_unwritable(config.output_dir):
-        config.output_dir.mkdir(parents=True, exist_ok=True)
-    found: list[Writer] = [TensorBoard(config.output_dir)] if config.tensorboard else []
-    return found if config.wandb is None else [*found, WandB(config.output_dir, config.wandb)]
-
-
-def _require_folder(output: Path) -> None:
-    """Before the datasets are indexed, which may take long."""
-    there = next(one for one in (output, *output.absolute().parents) if one.exists())
-    if not there.is_dir():
-        raise OutputRefused(f"output-dir {output}: expected a folder, or nothing yet; {there} is a file")
-
-
-def _begin_with(model: nn.Module, path: Path) -> None:
-    """Takes the weights of a checkpoint; the average, where it has one, for that is what was evaluated.
-
-    Raises:
-        SourceNotFound, StoreCorrupt: as `load_checkpoint`.
-        RecipeMismatch: the weights are of another model.
-    """
-    content = load_checkpoint(path)
-    try:
-        model.load_state_dict({**content["model"], **content["ema"]})
-    except RuntimeError as error:
-        raise RecipeMismatch(f"{path}: expected weights of the same model: {str(error)[:500]}") from error

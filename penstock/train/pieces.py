@@ -91,4 +91,5 @@ def sample_keys(batch: Batch) -> list[str]:
     if hasattr(batch, "row_keys"):
         rows: list[str] = batch.row_keys()
         return [f"{one} ({key})" for one, key in zip(batch["key1"], rows, strict=True)] if "key1" in batch else rows
-    return list(batch["key1"]) if "key1" in batch else [f"number {number}" for number in range(num_samples(batch))]
+    named = batch.get("key1", batch.get("key"))
+    return list(named) if named is not None else [f"number {number}" for number in range(num_samples(batch))]

@@ -3,11 +3,7 @@
 import contextlib
 import json
 import math
-import os
 import signal
-import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -30,40 +26,15 @@ from penstock.train.settings import TrainSettings
 from penstock.train.trainer import Trainer
 from tests.mix.data import Pictures
 from tests.train import job
+from tests.train.ranks import run_ranks
 
-ROOT = Path(__file__).parent.parent.parent
 TOLERANCE = 1e-6
 """Of float32 weights: sums in another order differ in their last bits."""
 
 
 def run(folder: Path, ranks: int = 1, **options: Any) -> tuple[int, str, str]:
-    """Trains with so many processes; exit code of the first that failed, output of rank 0, errors of all."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    environ = {
-        **os.environ,
-        "WORLD_SIZE": str(ranks),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
-        "OMP_NUM_THREADS": "1",
-    }
-    command = [sys.executable, "-m", "tests.train.job", str(folder), json.dumps(options)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
-    jobs = [
-        subprocess.Popen(command, env={**environ, "RANK": str(rank), "LOCAL_RANK": str(rank)}, **pipes)  # type: ignore[call-overload]
-        for rank in range(ranks)
-    ]
-    codes: list[int] = []
-    outputs, errors = [], []
-    for process in jobs:
-        if codes and any(code == -signal.SIGKILL for code in codes):
-            process.kill()  # its peer is gone: it would wait for a long time
-        out, error = process.communicate(timeout=120)
-        codes.append(process.returncode)
-        outputs.append(out)
-        errors.append(error)
-    return next((code for code in codes if code), 0), outputs[0], "".join(errors)
+    """Trains with so many processes; see `run_ranks`."""
+    return run_ranks(ranks, "tests.train.job", [str(folder), json.dumps(options)])
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -1,0 +1,57 @@
+"""What every training run does with its folder and its first weights."""
+
+from pathlib import Path
+
+from torch import nn
+
+from penstock.errors import OutputRefused, RecipeMismatch
+from penstock.store.output import refused_if_unwritable
+from penstock.train.checkpoint import load_checkpoint
+from penstock.train.distributed import Ranks
+from penstock.train.logs import TensorBoard, WandB, Writer
+
+
+def writers_of(folder: Path, ranks: Ranks, *, tensorboard: bool, wandb: str | None) -> list[Writer]:
+    """Further places for numbers, on the first rank; none on the others.
+
+    Args:
+        folder: of the run; made if it is not there.
+        ranks: of the run.
+        tensorboard: event files in the folder.
+        wandb: a project there.
+
+    Raises:
+        OutputRefused: the folder cannot be written.
+        MissingExtra: a package is not installed.
+    """
+    if not ranks.is_first:
+        return []
+    with refused_if_unwritable(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    found: list[Writer] = [TensorBoard(folder)] if tensorboard else []
+    return found if wandb is None else [*found, WandB(folder, wandb)]
+
+
+def require_folder(output: Path) -> None:
+    """Refuses what can be no folder, before the data are looked at, which may take long.
+
+    Raises:
+        OutputRefused: a file is there, or above it.
+    """
+    there = next(one for one in (output, *output.absolute().parents) if one.exists())
+    if not there.is_dir():
+        raise OutputRefused(f"output-dir {output}: expected a folder, or nothing yet; {there} is a file")
+
+
+def begin_with(model: nn.Module, path: Path) -> None:
+    """Takes the weights of a checkpoint; the average, where it has one, for that is what was evaluated.
+
+    Raises:
+        SourceNotFound, StoreCorrupt: as `load_checkpoint`.
+        RecipeMismatch: the weights are of another model.
+    """
+    content = load_checkpoint(path)
+    try:
+        model.load_state_dict({**content["model"], **content["ema"]})
+    except RuntimeError as error:
+        raise RecipeMismatch(f"{path}: expected weights of the same model: {str(error)[:500]}") from error
