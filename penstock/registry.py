@@ -1,6 +1,6 @@
-"""Names of readers, stages, launchers, models, captioners, proposers and exporters, each a "module:attribute" that is imported
-when asked for; outside packages add theirs through entry points: `penstock.readers`, `penstock.proposers` and so on. Sources by
-their text."""
+"""Names of readers, stages, launchers, models, captioners, proposers, teachers, students and exporters, each a
+"module:attribute" that is imported when asked for; outside packages add theirs through entry points: `penstock.readers`,
+`penstock.proposers` and so on. Sources by their text."""
 
 import inspect
 import logging
@@ -32,6 +32,7 @@ TABLES: dict[str, dict[str, str]] = {
         "lasot": "penstock.readers.lasot:Lasot",
         "lasot-lmdb": "penstock.readers.lasot:LasotLmdb",
         "masklets": "penstock.readers.masklets:Masklets",
+        "npz-dir": "penstock.readers.npz_dir:NpzDir",
         "openimages": "penstock.readers.openimages:OpenImages",
         "refcoco": "penstock.readers.refcoco:Refcoco",
         "sa1b": "penstock.readers.sa1b:Sa1b",
@@ -47,6 +48,7 @@ TABLES: dict[str, dict[str, str]] = {
         "embed-segments": "penstock.stages.embed:EmbedSegments",
         "refine-frames": "penstock.stages.refine:RefineFrames",
         "sa1b-convert": "penstock.stages.convert:Sa1bConvert",
+        "teach-pictures": "penstock.stages.teacher:TeachPictures",
     },
     "launchers": {
         "inline": "penstock.launch.local:Inline",
@@ -69,6 +71,15 @@ TABLES: dict[str, dict[str, str]] = {
         "classical": "penstock.models.proposers:open_classical",
         "folder": "penstock.models.proposers:open_folder",
         "sam2": "penstock.models.proposers:open_sam2",
+    },
+    "teachers": {
+        "sam2": "penstock.models.teachers:open_sam2",
+        "stand-in": "penstock.models.teachers:open_stand_in",
+    },
+    "students": {
+        "repvit": "penstock.models.students:open_repvit",
+        "timm": "penstock.models.students:open_timm",
+        "yolov8": "penstock.models.students:open_yolov8",
     },
     "exporters": {
         "coco-video": "penstock.exporters.coco_video:CocoVideo",
@@ -99,7 +110,8 @@ class SourceName:
 
 
 def names(kind: str) -> list[str]:
-    """Names known of a kind ("readers", "stages", "launchers", "models", "captioners", "proposers", "exporters"), sorted."""
+    """Names known of a kind ("readers", "stages", "launchers", "models", "captioners", "proposers", "teachers", "students",
+    "exporters"), sorted."""
     return sorted({*_table(kind), *(point.name for point in entry_points(group=f"penstock.{kind}"))})
 
 

@@ -27,7 +27,7 @@ def over_ranks(model: nn.Module, ranks: Ranks) -> nn.Module:
     if not isinstance(model, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
         return model
     shared = BatchNormOverRanks(model.num_features, model.eps, model.momentum, model.affine, model.track_running_stats)
-    shared.load_state_dict(model.state_dict())
+    shared.load_state_dict(model.state_dict(), assign=True)  # with device and type
     for name, parameter in model.named_parameters():
         getattr(shared, name).requires_grad_(parameter.requires_grad)
     return shared.train(model.training)
