@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
-from penstock import __version__, cli_data, cli_embed, cli_loader, cli_refine, cli_sequence, cli_train
+from penstock import (
+    __version__,
+    cli_bench,
+    cli_data,
+    cli_embed,
+    cli_loader,
+    cli_refine,
+    cli_sequence,
+    cli_teacher,
+    cli_train,
+    cli_train_distill,
+)
 from penstock.cli_common import FAULT, MISUSE, OK, Flag, Json, dashed
 from penstock.cli_job import run_job
 from penstock.errors import BadData, PenstockError, RowError, UsageError
@@ -43,6 +54,9 @@ app.command(cli_embed.zero_shot)
 app.command(cli_embed.embedding_map, name="map")
 app.command(cli_refine.refine)
 app.command(cli_loader.loader)
+app.command(cli_teacher.teacher)
+app.command(cli_bench.bench)
+cli_train.train.command(cli_train_distill.distill, name="distill")
 app.command(cli_train.train)
 
 

@@ -2,17 +2,14 @@
 
 import logging
 import os
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
-from penstock.cli_common import FAULT, OK, Flag, Json
-from penstock.report import dump_json
+from penstock.cli_common import Flag, Json
+from penstock.cli_ranks import run_ranked
 
 if TYPE_CHECKING:
     from penstock.train.dual_loop_config import DualLoopConfig, DualLoopLines
@@ -29,7 +26,8 @@ class DualLoopFlags:
     """Flags of `penstock train dual-loop`, in the words of the original's; None: what the recipe says, or the default."""
 
     recipe: str | None = None
-    """Begin with quick_dual_loop (one device, 1 x 4, 500 pictures of SA-1B) or full_dual_loop (2 x 4 on each device)."""
+    """Begin with quick_dual_loop (one device, 1 x 4, 500 pictures of SA-1B), full_dual_loop (2 x 4 on each device), or a
+    file FILE.toml of these flags' names."""
     sav_dir: str | None = None
     """Masklet pairs (masklet_data_*.npz) or SA-V. This and the next three: a folder, or READER:PATH?option=value."""
     sa1b_dir: str | None = None
@@ -191,32 +189,17 @@ def run_dual_loop(
         MissingExtra: torch is not installed.
         PenstockError: as `penstock.train.dual_loop_run.run_dual_loop`.
     """
-    from penstock.errors import MissingExtra, PenstockError
-
-    try:
-        import torch  # noqa: F401
-    except ImportError as error:
-        raise MissingExtra("torch", "train", "training") from error
-    from penstock.train.distributed import joined
     from penstock.train.dual_loop_run import run_dual_loop as run
 
-    with joined(config.device) as ranks, _told(level if ranks.is_first else logging.WARNING):
-        speaks = ranks.is_first and not json
-        try:
-            found = run(config, ranks=ranks, way=way, lines=lines, say=_say if speaks else None)  # type: ignore[arg-type]  # checked
-        except PenstockError as error:
-            if ranks.is_first or not json:
-                raise
-            print(f"penstock: rank {ranks.rank}: {error}", file=sys.stderr)  # stdout is the first rank's: one object
-            raise SystemExit(FAULT) from error  # no return: leaving in order waits for all ranks
-        is_first = ranks.is_first
-    has_failed = way == "overfit" and not found["last_loss"] <= found["first_loss"] / 2
-    if is_first and json:
-        print(dump_json({"command": "train dual-loop", "status": "failed" if has_failed else "ok", **found}))
-    elif is_first:
-        for line in _closing(found, way):
-            print(line)
-    return FAULT if has_failed else OK
+    return run_ranked(
+        "train dual-loop",
+        config.device,
+        lambda ranks, say: run(config, ranks=ranks, way=way, lines=lines, say=say),  # type: ignore[arg-type]  # checked
+        level=level,
+        json=json,
+        closing=lambda found: _closing(found, way),
+        failed=lambda found: way == "overfit" and not found["last_loss"] <= found["first_loss"] / 2,
+    )
 
 
 def _closing(found: dict[str, Any], way: str) -> list[str]:
@@ -232,23 +215,3 @@ def _closing(found: dict[str, Any], way: str) -> list[str]:
     drawn = drawn_lines(found["sources"]) if found["step"] > found["first_step"] else ["Nothing was left to train"]
     lines = [*drawn, f"{found['step']} of {found['steps']} steps{since}, {size}"]
     return [*lines, f"held out: {scores}" if scores else "held out: nothing", f"checkpoint: {found['checkpoint']}"]
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)
-
-
-@contextmanager
-def _told(level: int) -> Iterator[None]:
-    """Lines of the training on stderr inside, from that level on."""
-    log = logging.getLogger("penstock")
-    before, handler = log.level, logging.StreamHandler(sys.stderr)
-    is_heard = log.hasHandlers()
-    log.setLevel(level)
-    if not is_heard:
-        log.addHandler(handler)
-    try:
-        yield
-    finally:
-        log.setLevel(before)
-        log.removeHandler(handler)

@@ -69,7 +69,8 @@ def curves_svg(
 
 def _spread(values: Sequence[float]) -> tuple[float, float]:
     low, high = min(values), max(values)
-    return (low, high) if high > low else (low - 0.5, high + 0.5)
+    room = max(0.5, abs(low) * 0.01)  # half of a large number's last digit would be nothing
+    return (low, high) if high > low else (low - room, high + room)
 
 
 def _ticks(low: float, high: float) -> list[float]:

@@ -36,7 +36,7 @@ LAYERS = [
         "exporters",
     ],
     ["stages", "check", "repair", "search", "describe", "doctor", "track", "mix"],
-    ["jobs", "work", "launch", "train", "convert", "sequence", "embed", "refine"],
+    ["jobs", "work", "launch", "train", "convert", "sequence", "embed", "refine", "teacher"],
     [
         "viewer",
         "cli",
@@ -47,6 +47,7 @@ LAYERS = [
         "report_page",
         "sequence_report",
         "refine_report",
+        "distill_report",
         "__main__",
     ],
 ]

@@ -12,6 +12,7 @@ from penstock.compat.distill_open import ShapeMismatch, check_shapes, open_disti
 from penstock.errors import BadData, MissingExtra, StoreCorrupt, UsageError
 from penstock.geometry.boxes import scale_boxes, xywh_to_xyxy
 from penstock.source import check_index
+from penstock.store.box_format import box_format
 
 try:
     import torch
@@ -98,7 +99,7 @@ class BinaryDistillDataset(Dataset[Item]):
         self.store = open_distillation_set(self.data_root)
         names = [*_DENSE, *_OBJECTS, *(["edge_64x64"] if edge_map == "stored" else [])]
         check_shapes(self.store, names, input_size)
-        self._xywh = self.store.attributes["bbox_format"] == "xywh"
+        self._xywh = box_format(self.store) == "xywh"
         self._ragged = self.store.schema["bboxes"].is_variable
         picture = "image_jpeg" if "image_jpeg" in self.store.schema else "image"
         wanted = [picture, *names, *(() if self._ragged else _COUNTS)]

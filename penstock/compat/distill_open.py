@@ -3,9 +3,10 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from penstock.errors import SchemaError, SourceNotFound, StoreCorrupt, StoreUnsupported
+from penstock.errors import SchemaError, SourceNotFound, StoreCorrupt
 from penstock.schema import Field
 from penstock.store import Store, open_store
+from penstock.store.box_format import box_format
 from penstock.store.manifest import NAME as MANIFEST
 from penstock.store.part import Part
 from penstock.store.v1 import CONFIG, V1_LAYOUT, read_config
@@ -43,10 +44,7 @@ def open_distillation_set(root: Path) -> Store:
         _check_config(root, config)
         _refuse_short(root, int(str(config["total_samples"])))
     store = open_store(root)
-    boxes, frame = store.attributes.get("bbox_format"), store.attributes.get("bbox_frame", "original")
-    if boxes not in ("xyxy", "xywh") or frame != "original":
-        expected = "expected bbox_format xyxy or xywh in the frame 'original'"
-        raise StoreUnsupported(f"{root}: {expected}, got {boxes!r} in {frame!r}; see penstock info")
+    box_format(store)
     return store
 
 

@@ -7,6 +7,7 @@ write.py     a worker's side                          sink.py      a driver's si
 commit.py    what the two say to each other           seal.py      a part's final form
 part.py      reading one part                         store.py     Store, over all parts
 direct.py    reads past the page cache                v1.py        the seed's directories
+box_format.py  XYXY or XYWH
 """
 
 from penstock.store.bulk import write_store

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 from penstock.errors import UsageError
 
 DataFormat = Literal["binary", "tar_shard", "npz_dir"]
+Export = Literal["state_dict", "onnx", "torchscript"]
 LossType = Literal["mse", "cosine", "fgd", "fsdlike"]
 
 
@@ -62,14 +63,14 @@ class DistillConfig:
     fsd_weight_bg: float = 0.2
     fsd_temperature: float = 1.0
     enable_edge_boost: bool = False
-    """fgd and fsdlike also weigh the cells with edges, by `fgd_alpha_edge`."""
+    """fgd also counts the cells with edges, by `fgd_alpha_edge`; fsdlike by `fsd_weight_fg`."""
 
     edge_weight: float = 1.0
     """Of the edge head's loss, 0.5 BCE + 0.5 Dice; 0: the student has no edge head."""
     edge_task_start_epoch: int = 5
     """Epochs are counted from 1; before it the edge loss has weight 0."""
     use_pos_weight: bool = False
-    """BCE of edges weighs positives by negatives / positives of the batch, at most 20."""
+    """BCE of edges weighs positives by negatives / positives of the picture, at most 20."""
     enable_edge_mask_progressive: bool = False
     """From `edge_mask_start_epoch` on the edge loss looks only near edges, dilated by `edge_mask_kernel_size`."""
     edge_mask_start_epoch: int = 5
@@ -102,6 +103,11 @@ class DistillConfig:
     compile: bool = False
     device: str = "auto"
     seed: int = 0
+
+    export: tuple[Export, ...] = ("state_dict",)
+    """What is written of the student at the end, each checked against it."""
+    baselines: bool = True
+    """Before the first step, evaluate the untrained student and the mean of the teacher's features too."""
 
     num_workers: int = 4
     """Threads that read and decode."""
@@ -136,6 +142,7 @@ class DistillConfig:
                    "schedule": Literal["cosine", "constant"], "precision": Literal["fp32", "bf16"]}  # fmt: skip
         for name, allowed in choices.items():
             self._require(getattr(self, name) in get_args(allowed), name, " or ".join(get_args(allowed)))
+        self._require(set(self.export) <= set(get_args(Export)), "export", " or ".join(get_args(Export)))
         is_binary = self.data_format == "binary"
         self._require(
             not is_binary or not self.data_path, "data_path", "none with data_format=binary (binary_data_path)"

@@ -141,7 +141,7 @@ def words_of(values: Mapping[str, Any]) -> str:
 
 
 class TensorBoard:
-    """Numbers into TensorBoard's event files.
+    """Numbers and pictures into TensorBoard's event files.
 
     Raises:
         MissingExtra: the package tensorboard is not installed.
@@ -158,6 +158,10 @@ class TensorBoard:
         """One scalar for each name."""
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
+
+    def picture(self, step: int, name: str, array: np.ndarray) -> None:
+        """A picture, (H, W, 3) uint8 RGB. One of the same name at another step is shown on the same slider."""
+        self._writer.add_image(name, array, step, dataformats="HWC")
 
     def close(self) -> None:
         """Flushes and closes."""

@@ -21,7 +21,10 @@ class Losses:
 
 
 class Objective(Protocol):
-    """One task. Each loss is averaged over the samples that have it, over all ranks and accumulation steps."""
+    """One task. Each loss is averaged over the samples that have it, over all ranks and accumulation steps.
+
+    One whose weights change in time also has `begin(step)`, which a run calls before each update, counted from 0.
+    """
 
     @property
     def weights(self) -> Mapping[str, float]:

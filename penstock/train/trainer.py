@@ -153,6 +153,8 @@ class Trainer:
         journal = contextlib.closing(self._journal) if self._journal else contextlib.nullcontext()
         with self._signals(), journal, contextlib.closing(self._batches()) as batches:
             while self.step < settings.steps:
+                if hasattr(self.objective, "begin"):
+                    self.objective.begin(self.step)
                 begin = time.perf_counter()
                 batch = next(batches)
                 self._interval.wait_s += time.perf_counter() - begin

@@ -1,0 +1,68 @@
+"""Reads a file of weights safely: tensors by name, from .safetensors or from torch's own format; no code in it is run."""
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from penstock.errors import BadData, MissingExtra, SourceNotFound
+
+if TYPE_CHECKING:
+    import torch
+
+CONTAINERS = ("state_dict", "model")
+"""Keys under which checkpoints keep their weights."""
+
+
+def read_weights(path: Path) -> "dict[str, torch.Tensor]":
+    """The tensors of a file, by the file's own names, on the CPU.
+
+    Args:
+        path: a .safetensors; anything else is read as torch's: a state dict, or one under a key of `CONTAINERS`.
+
+    Raises:
+        SourceNotFound: no such file.
+        BadData: it is damaged, or holds more than tensors where the weights should be.
+        MissingExtra: safetensors is not installed.
+    """
+    import torch
+
+    if not path.is_file():
+        raise SourceNotFound(f"{path}: no such file of weights")
+    content = _safetensors(path) if path.suffix == ".safetensors" else read_torch(path)
+    inner = [
+        content[key] for key in CONTAINERS if isinstance(content, Mapping) and isinstance(content.get(key), Mapping)
+    ]
+    state = inner[0] if inner else content
+    if not isinstance(state, Mapping) or not state:
+        raise BadData(f"{path}: expected weights by name, got {type(state).__name__}")
+    wrong = [name for name, value in state.items() if not (isinstance(name, str) and isinstance(value, torch.Tensor))]
+    if wrong:
+        raise BadData(f"{path}: expected tensors by name, got another thing at {wrong[0]!r}")
+    return dict(state)
+
+
+def _safetensors(path: Path) -> object:
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise MissingExtra("safetensors", "safetensors", f"reading {path}") from error
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise BadData(f"{path}: not a safetensors file, or a damaged one: {error}") from error
+
+
+def read_torch(path: Path) -> object:
+    import torch
+
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, AttributeError, TypeError) as error:
+        # what torch says before is how to load it all the same, and so to run it
+        reason = str(error).rpartition("WeightsUnpickler error: ")[2].partition("\n")[0]
+        raise BadData(
+            f"{path}: expected a file that holds tensors only, got a damaged or another one: {reason}. Of a pickled model, "
+            "as ultralytics and mmengine write them, save its state_dict() alone, where its code is trusted"
+        ) from error

@@ -1,0 +1,329 @@
+"""What a teacher says of pictures, for students: wires source, stage and sink into a job. `penstock teacher`."""
+
+import itertools
+import os
+import platform
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+import penstock
+from penstock.embed_place import output_of, settle, take_place
+from penstock.errors import BadData, UsageError
+from penstock.jobs import Job, Launcher, Sink
+from penstock.launch.local import Inline, Local
+from penstock.models.distill_protocols import Teacher
+from penstock.models.opened import torch_device
+from penstock.models.teachers import TeacherOptions, open_teacher
+from penstock.registry import open_source
+from penstock.report import Budget, Report
+from penstock.source import Candidate
+from penstock.stages.teacher import JPEG, TeachPictures, attributes_of
+from penstock.stages.workers import one_thread
+from penstock.store import open_store
+from penstock.store.disk import Disk
+from penstock.store.layout import Layout
+from penstock.store.manifest import NAME, Manifest
+from penstock.store.output import refused_if_unwritable
+from penstock.store.rows import DONE, FAILED
+from penstock.store.sink import StoreSink
+from penstock.store.state import known_rows
+from penstock.store.v1_sink import check_v1_output
+from penstock.teacher_config import TeacherConfig as TeacherConfig
+from penstock.teacher_pictures import TeacherPictures
+
+COMMAND = "teacher"
+WORKERS_PER_GPU = 4
+DECODE_THREADS = 4
+"""Threads of each worker of a GPU that decode pictures and masks."""
+PROBE_ROWS = 10
+"""Pictures that are tried, at most, to find one whose time can be taken."""
+
+
+def teach(
+    config: TeacherConfig,
+    *,
+    on_progress: Callable[[Report], None] = lambda report: None,
+    stop: Callable[[], str] = lambda: "",
+    launcher: Launcher | None = None,
+    disk: Disk | None = None,
+) -> Report:
+    """Keeps what a teacher says of every picture of a source: a row each, in the source's order.
+
+    Interrupted or finished, the same call does only what is missing, and what has changed: another picture, other masks. A
+    picture that cannot be read, or whose features are not finite, is a failed row. One without an object has no box; the
+    report's note `without_object` counts these.
+
+    Args:
+        config: see `TeacherConfig`.
+        on_progress: called after every batch with the report so far.
+        stop: asked between batches; a non-empty answer ends the run after the rows in hand.
+        launcher: where batches are run; None: worker processes on this machine.
+        disk: the write seam; tests replace it.
+
+    Raises:
+        UsageError, MissingExtra, SourceNotFound: wrong settings, no such data, no such teacher, or no weights on this
+            machine; nothing was touched.
+        OutputRefused: `output` holds something else.
+        RecipeMismatch: it was made with another recipe (and `on_change` says refuse); each difference is named.
+        BudgetExceeded: more rows failed than allowed.
+        OutputFull: no room; what was committed is kept.
+    """
+    started = time.monotonic()
+    pictures, stage = open_input(config)
+    if config.write == "store":
+        settle(config.output)
+    output = _check_output(config, stage)
+    report = Report(command=COMMAND, output=str(config.output))
+    report.budget = Budget.parse(config.max_failures) if config.max_failures is not None else report.budget
+    report.notes |= {"config": config.to_json(), "model_type": stage.teacher.name, "device": stage.teacher.device}
+    if stage.teacher.identity().get("random_weights"):
+        report.notes["random_weights"] = True
+    known = _known(config, output)
+    reasons = _reasons(config, pictures, known)
+    if left_over := len(known.keys() - set(pictures.keys)):
+        report.notes["left_over"] = left_over
+    sink = _open_sink(replace(config, output=output), stage, disk)
+    if config.write == "store" and _is_sealed(output) and not sum(reasons[reason] for reason in _COMPUTED):
+        sink.release()
+        report.planned = report.skipped = sum(reasons.values())
+        report.done, report.failed = reasons["done"], report.planned - reasons["done"]
+        report.problems = [vars(problem) for problem in pictures.problems]
+        report.notes["unchanged"] = True
+        report.seconds = time.monotonic() - started
+    else:
+        Job(
+            offers=pictures,
+            stage=stage,
+            sink=sink,
+            launcher=launcher or _launcher(config, stage),
+            report=report,
+            budget=Budget.parse(config.max_failures) if config.max_failures is not None else None,
+            retry_failed=config.retry_failed,
+            max_rows=config.max_pictures,
+            device=stage.teacher.device,
+            on_progress=on_progress,
+            stop=stop,
+        ).run()
+    if output != config.output and not report.missing and not report.interrupted:
+        take_place(output, config.output)
+        output = config.output
+    if "bbox" in config.fields and config.write in ("store", "v1"):
+        report.notes["without_object"] = _without_object(output)
+    return report
+
+
+def plan_teach(config: TeacherConfig) -> dict[str, object]:
+    """What `teach` would do, and why; writes nothing.
+
+    Returns:
+        Plain values: counts by reason, bytes, and an estimate of the seconds from one picture.
+
+    Raises:
+        As `teach`.
+    """
+    pictures, stage = open_input(config)
+    output = _check_output(config, stage)
+    known = _known(config, output)
+    reasons = _reasons(config, pictures, known)
+    todo = sum(reasons[reason] for reason in _COMPUTED)
+    seconds, row_bytes = _probe(pictures, stage) if todo else (0.0, 0)
+    workers = max(1, _workers(config, stage))
+    return {
+        "command": COMMAND,
+        "dry_run": True,
+        "output": str(config.output),
+        "rows": {"planned": sum(reasons.values()), "to_do": todo},
+        "reasons": dict(reasons),
+        "left_over": len(known.keys() - set(pictures.keys)),
+        "bytes_to_write": todo * row_bytes,
+        "bytes_free": shutil.disk_usage(_existing(config.output)).free,
+        "seconds_per_row": round(seconds, 4),
+        "seconds_estimate": round(seconds * todo / workers, 1),
+        "workers": workers,
+        "model_type": stage.teacher.name,
+        "device": stage.teacher.device,
+        "fields": list(stage.schema),
+        "problems": [vars(problem) for problem in pictures.problems],
+    }
+
+
+def open_input(config: TeacherConfig) -> tuple[TeacherPictures, TeachPictures]:
+    """The pictures and the stage of a configuration, the teacher opened.
+
+    Raises:
+        UsageError, MissingExtra, SourceNotFound, BadData: as `teach`.
+    """
+    pictures = TeacherPictures(open_source(config.source))
+    options = TeacherOptions(
+        weights=config.weights, device=config.device, download=config.download,
+        precision=config.precision, image_size=config.image_size,
+    )  # fmt: skip
+    with one_thread("cpu"):
+        teacher = open_teacher(config.model_type, options)
+    _refuse_devices(config, teacher.device)
+    stage = TeachPictures(
+        teacher=teacher,
+        fields=config.fields,
+        layout="v1" if config.write == "v1" else "store",
+        image_codec=config.image_codec or ("jpeg" if config.write in ("tar", "npz") else "raw"),
+        jpeg_quality=JPEG["pairs" if config.write in ("tar", "npz") else "store"],
+        feature_dtype=config.feature_dtype,
+        strategy=config.strategy,
+        max_objects=config.max_objects,
+        batch_size=config.batch_size,
+        devices=config.devices,
+        threads=1 if teacher.device == "cpu" else DECODE_THREADS,  # a CPU has a worker per core already
+        reopen=partial(_opened_on, config.model_type, options),
+    )
+    pictures.threads = stage.threads
+    return pictures, stage
+
+
+def provenance_of(config: TeacherConfig, stage: TeachPictures) -> dict[str, object]:
+    """Who made an output, with what and when: recorded, never compared."""
+    return {
+        "penstock": penstock.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "libraries": dict(stage.teacher.libraries()),
+        "host": platform.node(),
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "config": config.to_json(),
+    }
+
+
+_COMPUTED = ("missing", "changed input", "failed before")
+
+
+def _opened_on(model_type: str, options: TeacherOptions, *, device: str) -> Teacher:
+    return open_teacher(model_type, replace(options, device=device))
+
+
+def _refuse_devices(config: TeacherConfig, device: str) -> None:
+    """Raises:
+    UsageError: several devices, and not as many GPUs, or not as many workers.
+    """
+    kind, _, first = device.partition(":")
+    if config.devices == 1:
+        return
+    if kind == "cpu":
+        raise UsageError(f"devices: expected 1 on a CPU, whose cores the workers share, got {config.devices}")
+    torch_device(f"{kind}:{int(first) + config.devices - 1}")
+    if 0 <= config.num_workers < config.devices:
+        raise UsageError(
+            f"devices: expected a worker for each of {config.devices}, got num-workers {config.num_workers}"
+        )
+
+
+def _check_output(config: TeacherConfig, stage: TeachPictures) -> Path:
+    """Where rows go; touches nothing.
+
+    Raises:
+        OutputRefused, RecipeMismatch: as `teach`.
+    """
+    if config.write == "store":
+        return output_of(config.output, stage.identity(), stage.schema, on_change=config.on_change)
+    if config.write == "v1":
+        check_v1_output(config.output, stage.identity(), append=False)
+    return config.output
+
+
+def _known(config: TeacherConfig, output: Path) -> dict[str, tuple[int, int]]:
+    """State and cheap input key of each row of the output."""
+    if config.write in ("store", "v1"):
+        return known_rows(output)
+    from penstock.teacher_sinks import rows_folder
+
+    return known_rows(rows_folder(output))
+
+
+def _reasons(config: TeacherConfig, pictures: TeacherPictures, known: Mapping[str, tuple[int, int]]) -> Counter[str]:
+    """How many rows are to be computed, or not, and why."""
+    reasons: Counter[str] = Counter()
+    for candidate in itertools.islice(pictures.candidates(), config.max_pictures):
+        reasons[_why(candidate, *known.get(candidate.key, (0, 0)), retry=config.retry_failed)] += 1
+    return reasons
+
+
+def _why(candidate: Candidate, state: int, cheap: int, *, retry: bool) -> str:
+    if state == DONE and cheap == candidate.cheap:
+        return "done"
+    if state and cheap != candidate.cheap:
+        return "changed input"
+    if state == FAILED:
+        return "failed before" if retry else "failed before, not retried"
+    return "missing"
+
+
+def _is_sealed(output: Path) -> bool:
+    if not (output / NAME).exists():
+        return False
+    parts = Manifest.load(output).parts
+    return bool(parts) and all(entry.sealed and not entry.draft for entry in parts)
+
+
+def _open_sink(config: TeacherConfig, stage: TeachPictures, disk: Disk | None) -> Sink:
+    with refused_if_unwritable(config.output):
+        if config.write != "store":
+            from penstock.teacher_sinks import open_teacher_sink
+
+            return open_teacher_sink(config, stage, disk)
+        return StoreSink(
+            config.output,
+            stage.schema,
+            identity=stage.identity(),
+            attributes=attributes_of(stage),
+            provenance=provenance_of(config, stage),
+            durability=config.durability,
+            part_rows=config.part_rows,
+            disk=disk,
+        )
+
+
+def _launcher(config: TeacherConfig, stage: TeachPictures) -> Launcher:
+    workers = _workers(config, stage)
+    return Local(workers, timeout_s=config.timeout_s) if workers else Inline()
+
+
+def _workers(config: TeacherConfig, stage: TeachPictures) -> int:
+    if config.num_workers >= 0:
+        return config.num_workers
+    return len(os.sched_getaffinity(0)) if stage.teacher.device == "cpu" else WORKERS_PER_GPU * config.devices
+
+
+def _existing(path: Path) -> Path:
+    """The path, or the closest folder above it that exists."""
+    return next(folder for folder in (path, *path.absolute().parents) if folder.is_dir())
+
+
+def _probe(pictures: TeacherPictures, stage: TeachPictures) -> tuple[float, int]:
+    """Seconds and bytes of a row, from the first that can be computed; 0 s and the fixed bytes where none of a few can."""
+    alone = replace(stage, batch_size=1)
+    alone.setup(stage.teacher.device)
+    layout = Layout.of(stage.schema)
+    for row in range(min(len(pictures), PROBE_ROWS)):
+        started = time.perf_counter()
+        try:
+            (record,) = alone([pictures[row]])
+        except BadData:
+            continue  # met again, recorded and counted, when the job comes to it
+        seconds = time.perf_counter() - started
+        return seconds, sum(np.asarray(value).nbytes for value in record.values())
+    return 0.0, layout.row_bytes
+
+
+def _without_object(output: Path) -> int:
+    """Done rows that have no box."""
+    store = open_store(output)
+    done = store.done_rows()
+    rows = range(len(store)) if done is None else done.tolist()
+    if "has_bbox" in store.schema:
+        return sum(not int(np.asarray(store.read(row, ["has_bbox"])["has_bbox"])) for row in rows)
+    return sum(not len(store.read(row, ["bboxes"])["bboxes"]) for row in rows)

@@ -1,0 +1,221 @@
+"""TeacherPictures: what a teacher looks at. A row is a picture with all of its masks, over any source of pictures."""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
+from typing import Literal
+
+import numpy as np
+import xxhash
+
+from penstock.errors import BadData, UsageError
+from penstock.geometry.id_maps import id_boxes
+from penstock.readers.base import Reader, some
+from penstock.readers.fields import IMAGE
+from penstock.schema import Record, Schema
+from penstock.source import Candidate, Lookup, Problem, Source, check_index
+from penstock.stages.teacher_fields import OBJECT_BITS, OBJECT_BOXES, ObjectMasks
+
+_FRAMES = ("frame", "view")
+"""A source with one of these fields has a picture per row, whatever its groups are."""
+_CHUNK = 16
+"""Masks of a picture that are in memory together at its full size."""
+
+
+class TeacherPictures:
+    """Rows are pictures: `image`, and its masks as `penstock.stages.teacher_fields.ObjectMasks` keeps them.
+
+    The source's rows are masks, several to a picture (`mask`: SA-1B, COCO, ...): then neighbouring rows of one picture are
+    one row, and its key is the picture's name. Or they are pictures with an id map (`ids`: scenes), whose positive ids are
+    the masks; or with a single mask (frames of videos); or plain pictures without any (`folder`). Pictures that the source
+    has no row for, because they have no annotation, are none here.
+
+    Also an `Offers` for jobs: the cheap input key of a row covers all of its annotations, and size and time of its files.
+
+    Args:
+        source: with the field `image`; `mask` or `ids` where there are masks.
+        threads: that read the pictures of one call.
+
+    Raises:
+        UsageError: the source has no pictures, or two of them have one name.
+    """
+
+    def __init__(self, source: Source, *, threads: int = 1) -> None:
+        if "image" not in source.schema:
+            raise UsageError(
+                f"{type(source).__name__}: expected a source with image; it has {some([*source.schema], 20)}"
+            )
+        self.source, self.threads = source, threads
+        self.kind: Literal["map", "mask", "ids", "plain"] = _kind_of(source)
+        self.schema = Schema([IMAGE, OBJECT_BOXES, OBJECT_BITS])
+        self._starts = _starts_of(source) if self.kind in ("map", "mask") else np.arange(len(source) + 1)
+        self._is_grouped = isinstance(source, Reader) and np.array_equal(self._starts, source.index["starts"])
+        twice = _first_twice(self.keys)
+        if twice:
+            raise UsageError(
+                f"{type(source).__name__}: two pictures are named {twice!r}; take one split or folder at a time"
+            )
+
+    @property
+    def problems(self) -> list[Problem]:
+        """Faults of whole files, as the source knows them."""
+        return list(getattr(self.source, "problems", []))
+
+    @property
+    def keys(self) -> Sequence[str]:
+        """One id per picture: the group's name where a group is a picture, else the key of its first row."""
+        return Lookup(len(self), self._key)
+
+    def __len__(self) -> int:
+        return len(self._starts) - 1
+
+    def __getitem__(self, index: int) -> Record:
+        """A picture and its masks.
+
+        Raises:
+            IndexError: there is no such row.
+            BadData: the picture, or one of its masks, is wrong; the message names the file.
+        """
+        row = check_index(index, len(self))
+        first, last = int(self._starts[row]), int(self._starts[row + 1])
+        picture, masks = self._read(first, last)
+        return {"image": picture, **masks.to_record()}
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Record]:
+        """Several pictures, read by `threads` threads.
+
+        Raises:
+            IndexError, BadData: one of them is wrong, and then none is given.
+        """
+        if self.threads < 2 or len(indices) < 2:
+            return [self[index] for index in indices]
+        with ThreadPoolExecutor(min(self.threads, len(indices))) as pool:
+            return list(pool.map(self.__getitem__, indices))
+
+    def candidates(self) -> Iterator[Candidate]:
+        """All pictures, in order."""
+        cheap = _cheap_of(self.source)
+        for row in range(len(self)):
+            first, last = int(self._starts[row]), int(self._starts[row + 1])
+            yield Candidate(key=self._key(row), cheap=cheap(first, last), index=row)
+
+    def _key(self, row: int) -> str:
+        if self._is_grouped and isinstance(self.source, Reader):
+            return self.source.groups[row].name
+        return self.source.keys[int(self._starts[row])]
+
+    def _read(self, first: int, last: int) -> tuple[np.ndarray, ObjectMasks]:
+        """The picture that rows from `first` to before `last` share, and their masks."""
+        source = self.source
+        if self.kind == "map" and isinstance(source, Reader):
+            picture = np.asarray(source.read(first, ["image"])["image"])
+            ids: np.ndarray = source.id_map(first)  # type: ignore[attr-defined]  # what makes it of this kind
+            return picture, _of_ids(picture, ids, source.column("segment_id")[first:last])
+        if self.kind == "mask" and isinstance(source, Reader):
+            picture = np.asarray(source.read(first, ["image"])["image"])
+            chunks = (range(start, min(start + _CHUNK, last)) for start in range(first, last, _CHUNK))
+            masks = (record["mask"] for chunk in chunks for record in source._read(chunk, ["mask"]))
+            return picture, _of_masks(picture, masks, f"{source.root}: {self.source.keys[first]}")
+        record = source[first]
+        picture = np.asarray(record["image"])
+        if self.kind == "mask":
+            return picture, _of_masks(picture, iter([record["mask"]]), source.keys[first])
+        return picture, _of_ids(picture, np.asarray(record["ids"]) if self.kind == "ids" else np.zeros((0, 0)), None)
+
+
+def _kind_of(source: Source) -> Literal["map", "mask", "ids", "plain"]:
+    known = source.schema
+    if "mask" in known:
+        has_maps = isinstance(source, Reader) and hasattr(source, "id_map") and "segment_id" in known
+        return "map" if has_maps else "mask"
+    return "ids" if "ids" in known else "plain"
+
+
+def _starts_of(source: Source) -> np.ndarray:
+    """(pictures + 1,) int64: first row of each picture, then the number of rows."""
+    if not isinstance(source, Reader) or set(_FRAMES) & set(source.schema):
+        return np.arange(len(source) + 1)
+    groups: np.ndarray = source.index["starts"]
+    found: list[int] = []
+    for first, last in zip(groups[:-1].tolist(), groups[1:].tolist(), strict=True):
+        if first < last and source._pictures(first)[:1] == source._pictures(last - 1)[:1]:
+            found.append(first)
+        else:  # a group of several pictures
+            runs = groupby(range(first, last), key=lambda row: source._pictures(row)[:1])
+            found += [next(rows) for _, rows in runs]
+    return np.array([*found, len(source)], np.int64)
+
+
+def _cheap_of(source: Source) -> Callable[[int, int], int]:
+    """A function of (first row, row after the last) to 64 bits, which change with any annotation of a picture, and with size
+    and time of its files; a store's change with any of its rows."""
+    if not isinstance(source, Reader):
+        fingerprint, digest = getattr(source, "fingerprint", None), getattr(source, "digest", str)()
+
+        def of_source(first: int, last: int) -> int:
+            if fingerprint is not None:
+                return int(fingerprint(first))
+            return xxhash.xxh3_64_intdigest(f"{digest}{source.keys[first]}".encode())
+
+        return of_source
+    options, index = str(sorted(source.options.items())), source.index
+    size = "size_hw" in index.columns
+
+    def of_reader(first: int, last: int) -> int:
+        hasher = xxhash.xxh3_64(f"{options} {last - first}".encode("utf-8", "surrogateescape"))
+        for name in source.row_columns:
+            fixed = index.columns.get(name)
+            if fixed is not None:
+                hasher.update(np.ascontiguousarray(fixed[first:last]).tobytes())
+            else:
+                hasher.update(b"".join(index.raw(name, row) for row in range(first, last)))
+        if size:
+            hasher.update(np.ascontiguousarray(index["size_hw"][source.group_of(first)]).tobytes())
+        for path in dict.fromkeys(path for row in (first, last - 1) for path in source._pictures(row)):
+            hasher.update(f"{path} {source.files.stamp(path)}".encode("utf-8", "surrogateescape"))
+        return hasher.intdigest()
+
+    return of_reader
+
+
+def _of_masks(picture: np.ndarray, masks: Iterator[object], where: str) -> ObjectMasks:
+    size_hw = (picture.shape[0], picture.shape[1])
+
+    def checked() -> Iterator[tuple[tuple[int, int], np.ndarray]]:
+        for number, mask in enumerate(masks):
+            array = np.asarray(mask)
+            if array.shape != size_hw:
+                raise BadData(f"{where}: mask {number}: expected the picture's size {size_hw}, got {array.shape}")
+            yield (0, 0), array
+
+    return ObjectMasks.of(size_hw, checked())
+
+
+def _of_ids(picture: np.ndarray, ids: np.ndarray, wanted: np.ndarray | None) -> ObjectMasks:
+    """The masks of an id map: of the ids wanted, in their order, or of all above 0, ascending; none of an empty map."""
+    size_hw = (picture.shape[0], picture.shape[1])
+    if not ids.size:
+        return ObjectMasks.of(size_hw, [])
+    if ids.shape != size_hw:
+        raise BadData(f"expected an id map of the picture's size {size_hw}, got {ids.shape}")
+    known, boxes = id_boxes(ids)
+    places = {number: place for place, number in enumerate(known.tolist())}
+    asked = [number for number in known.tolist() if number > 0] if wanted is None else wanted.tolist()
+
+    def pieces() -> Iterator[tuple[tuple[int, int], np.ndarray]]:
+        for number in asked:
+            if number in places:
+                x, y, width, height = boxes[places[number]].astype(int).tolist()
+                yield (x, y), ids[y : y + height, x : x + width] == number
+
+    return ObjectMasks.of(size_hw, pieces())
+
+
+def _first_twice(keys: Sequence[str]) -> str:
+    """The first name that is there twice; empty if none is."""
+    seen: set[str] = set()
+    for key in keys:
+        if key in seen:
+            return key
+        seen.add(key)
+    return ""
