@@ -59,7 +59,7 @@ _METRICS = {
 }
 _CEILING = {"miou_student_gt": "miou_teacher_gt"}
 """What the teacher itself reaches."""
-_COUNTS = ("samples", "without_box")
+_COUNTS = ("samples", "without_box", "unreadable")
 """Among metrics: no measure of the student."""
 _BASELINES = {"untrained": "untrained", "mean_feature": "mean feature"}
 

@@ -15,7 +15,7 @@ import numpy as np
 
 import penstock
 from penstock.embed_place import output_of, settle, take_place
-from penstock.errors import BadData, UsageError
+from penstock.errors import BadData, RecipeMismatch, UsageError
 from penstock.jobs import Job, Launcher, Sink
 from penstock.launch.local import Inline, Local
 from penstock.models.distill_protocols import Teacher
@@ -229,7 +229,12 @@ def _check_output(config: TeacherConfig, stage: TeachPictures) -> Path:
         OutputRefused, RecipeMismatch: as `teach`.
     """
     if config.write == "store":
-        return output_of(config.output, stage.identity(), stage.schema, on_change=config.on_change)
+        try:
+            return output_of(config.output, stage.identity(), stage.schema, on_change=config.on_change)
+        except RecipeMismatch as error:
+            if config.on_change == "recompute":
+                raise
+            raise RecipeMismatch(f"{error}\n--on-change recompute makes all of it anew and takes its place") from error
     if config.write == "v1":
         check_v1_output(config.output, stage.identity(), append=False)
     return config.output

@@ -32,13 +32,13 @@ class TeacherConfig:
     download: bool = False
     """Whether the hub may be asked for what is not on this machine."""
     precision: Precision = "fp32"
-    """Of the teacher; "bf16" is for GPUs and costs a cosine error of about 1e-4."""
+    """Of the teacher; "bf16" is for GPUs: faster, and features with three digits."""
     image_size: int | None = None
     """Side of the square; None: the teacher's own. Only the stand-in takes another."""
     fields: tuple[str, ...] = DEFAULT_FIELDS
     """Levels (P2_S4, P3_S8, P4_S16, P5_S32) and any of edges, weights, bbox, mask. The picture is always kept."""
     feature_dtype: Literal["float16", "float32"] = "float32"
-    """"float16" halves the features; cosine error below 1e-6."""
+    """"float16" halves the features: four digits are kept; a number that does not fit fails its row."""
     write: Literal["store", "v1", "tar", "npz"] = "store"
     """penstock's own store; the seed's seven .bin files; its TARs of JPEG and NPZ; such files in a folder."""
     image_codec: Literal["raw", "jpeg"] | None = None

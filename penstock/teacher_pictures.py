@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import groupby
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -25,10 +25,10 @@ _CHUNK = 16
 class TeacherPictures:
     """Rows are pictures: `image`, and its masks as `penstock.stages.teacher_fields.ObjectMasks` keeps them.
 
-    The source's rows are masks, several to a picture (`mask`: SA-1B, COCO, ...): then neighbouring rows of one picture are
-    one row, and its key is the picture's name. Or they are pictures with an id map (`ids`: scenes), whose positive ids are
-    the masks; or with a single mask (frames of videos); or plain pictures without any (`folder`). Pictures that the source
-    has no row for, because they have no annotation, are none here.
+    The rows of a reader may be masks, whose groups are pictures (`mask`: SA-1B, COCO, ...): then a group is a row here, with
+    its name as key. Or they are pictures, each with an id map, whose positive ids are the masks (`ids`: scenes), with a
+    single mask (frames of videos, and sources that are no readers), or without any (`folder`). Pictures that the source has
+    no row for, because they have no annotation, are none here. An id without a pixel is no mask.
 
     Also an `Offers` for jobs: the cheap input key of a row covers all of its annotations, and size and time of its files.
 
@@ -48,8 +48,10 @@ class TeacherPictures:
         self.source, self.threads = source, threads
         self.kind: Literal["map", "mask", "ids", "plain"] = _kind_of(source)
         self.schema = Schema([IMAGE, OBJECT_BOXES, OBJECT_BITS])
-        self._starts = _starts_of(source) if self.kind in ("map", "mask") else np.arange(len(source) + 1)
-        self._is_grouped = isinstance(source, Reader) and np.array_equal(self._starts, source.index["starts"])
+        has_groups = self.kind in ("map", "mask") and not set(_FRAMES) & set(source.schema)
+        self._groups = source if has_groups and isinstance(source, Reader) else None
+        self._starts = np.arange(len(source) + 1) if self._groups is None else np.unique(self._groups.index["starts"])
+        self._cheap: list[int] | None = None
         twice = _first_twice(self.keys)
         if twice:
             raise UsageError(
@@ -92,17 +94,21 @@ class TeacherPictures:
         with ThreadPoolExecutor(min(self.threads, len(indices))) as pool:
             return list(pool.map(self.__getitem__, indices))
 
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_cheap": None}  # a worker only reads records
+
     def candidates(self) -> Iterator[Candidate]:
-        """All pictures, in order."""
-        cheap = _cheap_of(self.source)
-        for row in range(len(self)):
-            first, last = int(self._starts[row]), int(self._starts[row + 1])
-            yield Candidate(key=self._key(row), cheap=cheap(first, last), index=row)
+        """All pictures, in order; sizes and times of files are read once."""
+        if self._cheap is None:
+            cheap = _cheap_of(self.source)
+            self._cheap = [cheap(first, last) for first, last in pairwise(self._starts.tolist())]
+        return (Candidate(key=self._key(row), cheap=number, index=row) for row, number in enumerate(self._cheap))
 
     def _key(self, row: int) -> str:
-        if self._is_grouped and isinstance(self.source, Reader):
-            return self.source.groups[row].name
-        return self.source.keys[int(self._starts[row])]
+        first = int(self._starts[row])
+        if self._groups is None:
+            return self.source.keys[first]
+        return self._groups.groups[self._groups.group_of(first)].name
 
     def _read(self, first: int, last: int) -> tuple[np.ndarray, ObjectMasks]:
         """The picture that rows from `first` to before `last` share, and their masks."""
@@ -129,21 +135,6 @@ def _kind_of(source: Source) -> Literal["map", "mask", "ids", "plain"]:
         has_maps = isinstance(source, Reader) and hasattr(source, "id_map") and "segment_id" in known
         return "map" if has_maps else "mask"
     return "ids" if "ids" in known else "plain"
-
-
-def _starts_of(source: Source) -> np.ndarray:
-    """(pictures + 1,) int64: first row of each picture, then the number of rows."""
-    if not isinstance(source, Reader) or set(_FRAMES) & set(source.schema):
-        return np.arange(len(source) + 1)
-    groups: np.ndarray = source.index["starts"]
-    found: list[int] = []
-    for first, last in zip(groups[:-1].tolist(), groups[1:].tolist(), strict=True):
-        if first < last and source._pictures(first)[:1] == source._pictures(last - 1)[:1]:
-            found.append(first)
-        else:  # a group of several pictures
-            runs = groupby(range(first, last), key=lambda row: source._pictures(row)[:1])
-            found += [next(rows) for _, rows in runs]
-    return np.array([*found, len(source)], np.int64)
 
 
 def _cheap_of(source: Source) -> Callable[[int, int], int]:

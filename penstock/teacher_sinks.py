@@ -22,7 +22,6 @@ import xxhash
 
 from penstock.errors import RowError, StoreCorrupt, UsageError
 from penstock.geometry.boxes import xyxy_to_xywh
-from penstock.geometry.images import encode_jpeg
 from penstock.jobs import Sink
 from penstock.readers.sa1b_pairs import NPZ_SUFFIXES, parse_member
 from penstock.refine_sink import open_rows, places_of
@@ -49,7 +48,6 @@ PENDING = "pending"
 MAX_NAME_BYTES = 200
 _MEMBERS = ("picture", "npz")
 _ROWS = Schema([Field(name=f"{name}_bytes", dtype="int64", meaning="size of the file") for name in _MEMBERS])
-_QUALITY = 100
 _END_OF_TAR = 2 * tarfile.BLOCKSIZE
 
 
@@ -68,7 +66,8 @@ def open_teacher_sink(config: "TeacherConfig", stage: "TeachPictures", disk: Dis
         disk: the write seam; tests replace it.
 
     Raises:
-        UsageError: `write` is something else.
+        UsageError: `write` is something else; or pairs would have boxes without masks, which no reader takes, or a picture
+            that is no JPEG.
         OutputRefused: the output holds something else; nothing was touched.
         RecipeMismatch: it was made by another recipe; each difference is named.
     """
@@ -119,11 +118,9 @@ class PairFiles:
 
     def contents(self, row: Encoded, key: str) -> tuple[bytes, bytes]:
         """Bytes of picture and NPZ."""
-        is_jpeg = "image_jpeg" in row
-        picture = row["image_jpeg"].tobytes() if is_jpeg else encode_jpeg(row["image"], quality=_QUALITY)
         buffer = io.BytesIO()
         np.savez(buffer, **self._arrays(row, key))  # type: ignore[arg-type]  # names of fields, none is an option
-        return picture, buffer.getvalue()
+        return row["image_jpeg"].tobytes(), buffer.getvalue()
 
     def _arrays(self, row: Encoded, key: str) -> dict[str, np.ndarray]:
         arrays: dict[str, np.ndarray] = {}
@@ -191,6 +188,9 @@ class PairSink(StoreSink):
         from penstock.stages.teacher import attributes_of
         from penstock.teacher import provenance_of
 
+        if "image_jpeg" not in stage.schema or ("bboxes" in stage.schema and "masks" not in stage.schema):
+            found = ", ".join(stage.schema)
+            raise UsageError(f"write {config.write}: expected image-codec jpeg, and mask where bbox is, got {found}")
         side = rows_folder(config.output)
         is_begun = (side / NAME).exists()
         if not is_begun and not (config.output.is_dir() and {one.name for one in config.output.iterdir()} <= {SIDE}):

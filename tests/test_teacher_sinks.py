@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.convert import ConvertConfig, convert_sa1b_tar
-from penstock.errors import BadData, OutputRefused, RecipeMismatch, StoreCorrupt, UsageError
+from penstock.errors import BadData, OutputFull, OutputRefused, RecipeMismatch, StoreCorrupt, UsageError
 from penstock.jobs import Job
 from penstock.launch.local import Inline
 from penstock.models.stand_in import StandInTeacher
@@ -32,7 +32,7 @@ from penstock.teacher_config import TeacherConfig
 from penstock.teacher_sinks import PairSink, member_names, open_teacher_sink, rows_folder
 from penstock.testing import assert_equal_records
 from penstock.work import hash_record
-from tests.store.crash import KillDisk
+from tests.store.crash import FullDisk, KillDisk
 
 SIDE, ROWS, SHARD = 64, 8, 3
 FEATURES = ("P3_S8", "P4_S16")
@@ -233,6 +233,37 @@ def test_killed_anywhere_a_tar_is_whole_or_not_there_and_the_end_is_that_of_a_cl
     assert killed > 10
 
 
+@pytest.mark.parametrize("write", ["tar", "npz"])
+def test_several_drivers_at_once_end_with_the_same_bytes(tmp_path: Path, stage: Known, write: str) -> None:
+    run(tmp_path / "clean", write, stage)
+    children = []
+    for _ in range(3):
+        children.append(os.fork())
+        if not children[-1]:
+            code = 1
+            try:
+                run(tmp_path / "out", write, stage)
+                code = 0
+            finally:
+                os._exit(code)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0]
+    run(tmp_path / "out", write, stage)
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "clean")
+
+
+@pytest.mark.parametrize("write", ["tar", "npz"])
+def test_a_full_disk_keeps_what_was_committed(tmp_path: Path, stage: Known, write: str) -> None:
+    run(tmp_path / "clean", write, stage)
+    clean = files_of(tmp_path / "clean")
+    size = sum(map(len, clean.values()))
+    for room in (3000, size // 3, size * 2 // 3, size - 9000):
+        output = tmp_path / f"room_{room}"
+        with pytest.raises(OutputFull):
+            run(output, write, stage, disk=FullDisk(room))
+        run(output, write, stage)
+        assert files_of(output) == clean
+
+
 def test_a_tar_of_which_a_member_is_lost_is_refused_by_name(tmp_path: Path, stage: Known) -> None:
     output = tmp_path / "out"
     run(output, "tar", stage, Pictures(bad=frozenset({1})))
@@ -257,6 +288,16 @@ def test_what_is_something_elses_is_refused_and_stays(tmp_path: Path, stage: Kno
         run(tmp_path / "tars", "tar", make_stage([], strategy="largest"))
     with pytest.raises(UsageError, match="expected v1, tar or npz"):
         open_teacher_sink(config_of(tmp_path / "s", "store"), stage)
+
+
+def test_boxes_without_masks_are_refused_for_no_reader_takes_them(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="mask where bbox is"):
+        run(tmp_path / "out", "tar", make_stage([], fields=("P4_S16", "bbox")))
+    assert not (tmp_path / "out").exists()
+    only = make_stage([Pictures()], fields=("P4_S16",))
+    run(tmp_path / "plain", "tar", only)
+    store = converted(tmp_path / "store", shards(tmp_path / "plain"))
+    assert np.array_equal(store[0]["P4_S16"], only.made[hash_record(Pictures()[0])]["P4_S16"])
 
 
 def test_v1_is_written_by_its_own_sink(tmp_path: Path) -> None:

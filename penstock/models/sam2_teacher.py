@@ -109,7 +109,8 @@ class Sam2Teacher:
 
         encoder = self._ready()
         is_half = self.options.precision == "bf16"
-        with torch.inference_mode(), torch.autocast(self.device.partition(":")[0], torch.bfloat16, enabled=is_half):
+        half = torch.autocast(self.device.partition(":")[0], torch.bfloat16, enabled=is_half)
+        with torch.inference_mode(), half, torch.backends.cudnn.flags(allow_tf32=is_half):
             pixels = model_pixels(images, self.image_size, self.device)
             found, _ = encoder.neck(encoder.backbone(pixels).intermediate_hidden_states)
         by_side = {level.shape[-1]: level.float() for level in found}

@@ -1,6 +1,5 @@
 """SAM2's weights: found, read safely, renamed from Meta's names to those of transformers, and checked to the last one."""
 
-import pickle
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -9,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from penstock.errors import BadData, MissingExtra, SourceNotFound, UsageError
+from penstock.errors import MissingExtra, SourceNotFound, UsageError
 from penstock.models.hub import find_folder, local_path, read_json
 from penstock.models.opened import hash_state
 from penstock.models.sam2_config import ARCHITECTURES, make_config, parse_model_cfg, require_transformers
+from penstock.models.weights_file import read_weights
 
 if TYPE_CHECKING:
     import torch
@@ -172,46 +172,7 @@ def read_state(path: Path) -> "dict[str, torch.Tensor]":
             f"{path}: no SAM2 weights: put Meta's checkpoint there, say --checkpoint FILE, or use --proposer classical, "
             "which needs no weights"
         )
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
-    return _tensors(path, content)
-
-
-def _read_safetensors(path: Path) -> object:
-    try:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-    except ImportError as error:
-        raise MissingExtra("safetensors", "safetensors", f"reading {path}") from error
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise BadData(f"{path}: not a safetensors file, or a damaged one: {error}") from error
-
-
-def _read_torch(path: Path) -> object:
-    import torch
-
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, AttributeError, TypeError) as error:
-        # what torch says before is how to load it all the same, and so to run it
-        reason = str(error).rpartition("WeightsUnpickler error: ")[2].partition("\n")[0]
-        raise BadData(
-            f"{path}: expected a checkpoint that holds tensors only, got a damaged or another file: {reason}"
-        ) from error
-
-
-def _tensors(path: Path, content: object) -> "dict[str, torch.Tensor]":
-    import torch
-
-    inner = content.get("model") if isinstance(content, Mapping) else None
-    state = inner if isinstance(inner, Mapping) else content
-    if not isinstance(state, Mapping) or not state:
-        raise BadData(f'{path}: expected a checkpoint {{"model": weights by name}}, got {type(content).__name__}')
-    wrong = [name for name, tensor in state.items() if not (isinstance(name, str) and isinstance(tensor, torch.Tensor))]
-    if wrong:
-        raise BadData(f"{path}: expected tensors by name, got another thing at {wrong[0]!r}")
-    return dict(state)
+    return read_weights(path)
 
 
 def _named(

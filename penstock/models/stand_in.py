@@ -24,11 +24,13 @@ IMAGE_SIZE = 1024
 CHANNELS = 256
 _SEED = 20261121
 _STRIDES = {"P3_S8": 8, "P4_S16": 16, "P5_S32": 32}
-_AROUND = (1, 3, 7)
-"""Sides, in cells, of the neighbourhoods that a cell knows the means of."""
+_SPREAD = 0.3
+"""Weight of how much what is seen varies within a cell."""
+_AROUND = {1: 1.0, 3: 0.3, 7: 0.1}
+"""Side, in cells, of the neighbourhoods that a cell knows the mean of, and its weight."""
 _TEXTURE = 4.0
 """Weight of gradients, which are smaller numbers than colours."""
-_MIXING = 0.5
+_MIXING = 0.6
 """How fast features turn with what is seen: low is smooth and easy to learn, high tells more apart."""
 _OUTSIDE = 20.0
 """What logits lose where the box does not reach."""
@@ -36,7 +38,7 @@ _SHARPNESS = 8.0
 """Logits of what is as surely inside as the middle of the box."""
 _RING = 0.25
 """How far around the box a decoder looks, as a share of its sides."""
-_RIDGE = 0.02
+_RIDGE = 0.05
 """Of the least squares, whose weights sum to 2."""
 
 
@@ -151,9 +153,9 @@ def _level(seen: "torch.Tensor", stride: int) -> "torch.Tensor":
     pool = torch.nn.functional.avg_pool2d
     mean = pool(seen, stride)
     spread = (pool(seen**2, stride) - mean**2).clamp(min=0).sqrt()
-    parts = [spread]
-    for side in _AROUND:
-        parts.append(pool(mean, side, stride=1, padding=side // 2, count_include_pad=False))
+    parts = [_SPREAD * spread]
+    for side, weight in _AROUND.items():
+        parts.append(weight * pool(mean, side, stride=1, padding=side // 2, count_include_pad=False))
     known = torch.cat(parts, 1)
     rng = np.random.default_rng(_SEED + stride)
     mixing = rng.standard_normal((CHANNELS, known.shape[1]), np.float32) * np.float32(_MIXING)

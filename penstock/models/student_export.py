@@ -75,9 +75,9 @@ def export_student(
     unknown = [each for each in formats if each not in FORMATS]
     if unknown or not formats:
         raise UsageError(f"export: formats: expected some of {', '.join(FORMATS)}, got {', '.join(unknown) or 'none'}")
-    if "onnx" in formats:
-        _require_onnx()
     student = _still(model)
+    if "onnx" in formats:
+        require_onnx()
     pictures = np.random.default_rng(seed).integers(0, 256, (_PICTURES, 3, image_size, image_size), np.uint8)
     images = torch.from_numpy(pictures)
     with torch.no_grad():
@@ -122,7 +122,7 @@ BACKBONE = "backbone.pth"
 
 def _content(path: Path) -> Mapping[str, Any]:
     content = read_torch(path)
-    if isinstance(content, Mapping) and {"meta", "state_dict"} <= content.keys() and "levels" in content["meta"]:
+    if isinstance(content, Mapping) and all(isinstance(content.get(name), Mapping) for name in ("meta", "state_dict")):
         return content
     raise BadData(f"{path}: expected a file of penstock's export, got another one")
 
@@ -130,14 +130,12 @@ def _content(path: Path) -> Mapping[str, Any]:
 def _opened(path: Path, weights: Path | None = None) -> OpenedStudent:
     """A student as the meta of a file describes it."""
     meta = _content(path)["meta"]
-    levels = {name: Level(**level) for name, level in meta["levels"].items()}
-    return open_student(
-        meta["student"],
-        levels=levels,
-        edge_head=meta["edge_head"],
-        weights=weights,
-        image_size=meta["image_size"],
-    )
+    try:
+        spec, edge_head, image_size = meta["student"], meta["edge_head"], meta["image_size"]
+        levels = {name: Level(**level) for name, level in meta["levels"].items()}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise BadData(f"{path}: expected a file of penstock's export; its meta lacks something: {error}") from error
+    return open_student(spec, levels=levels, edge_head=edge_head, weights=weights, image_size=image_size)
 
 
 def _still(model: nn.Module) -> Student:
@@ -156,7 +154,12 @@ def _joined(student: Student) -> Student:
     return found.eval().requires_grad_(False)
 
 
-def _require_onnx() -> None:
+def require_onnx() -> None:
+    """Imports what writing and checking ONNX needs.
+
+    Raises:
+        MissingExtra: one of the packages is not installed.
+    """
     for name in ("onnx", "onnxscript", "onnxruntime"):
         try:
             import_module(name)

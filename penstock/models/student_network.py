@@ -12,10 +12,10 @@ from penstock.models.distill_protocols import EDGE, Level
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet, RGB of 0..1: what every student is fed, whatever its backbone was trained with before."""
-EDGE_STRIDE, EDGE_SIDE, EDGE_CHANNELS = 4, 256, 256
+EDGE_STRIDE, EDGE_SIDE, EDGE_CHANNELS = 4, 256, 64
 _EDGE_SHARE = 0.05
 """Share of edge pixels that an edge head begins with."""
-_GROUPS = 32
+_GROUPS = 8
 
 
 class Backbone(nn.Module):
@@ -79,8 +79,9 @@ def require_strides(spec: str, wanted: Sequence[int], there: Sequence[int]) -> N
 class EdgeHead(nn.Module):
     """Edge logits of a map of stride 4: 1x1, depthwise 3x3, 1x1, with GroupNorm and SiLU, at 256 x 256.
 
-    It begins by saying about 5 % everywhere. Unlike the original's its last weights do not begin at zero, at which no
-    gradient would pass.
+    Of 64 channels, as the original's head asks; its script gives it 256 and does not start. What comes before the first norm
+    is done at the map's own size: resizing is linear too. It begins by saying about 5 % everywhere. Unlike the original's
+    its last weights do not begin at zero, at which no gradient would pass.
     """
 
     def __init__(self, channels: int) -> None:
@@ -96,8 +97,8 @@ class EdgeHead(nn.Module):
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """(B, C, h, w) float of stride 4 -> (B, 1, 256, 256) logits."""
-        found = resized(self.adapter(features), EDGE_SIDE)
-        found = F.silu(self.narrow_norm(self.narrow(found)))
+        found = resized(self.narrow(self.adapter(features)), EDGE_SIDE)
+        found = F.silu(self.narrow_norm(found))
         found = F.silu(self.depthwise_norm(self.depthwise(found)))
         logits: torch.Tensor = self.out(found)
         return logits

@@ -1,4 +1,4 @@
-"""timm's networks as backbones: RepViT among them. Names of weights are timm's own, with random weights nothing is fetched."""
+"""timm's networks as backbones, RepViT among them. Names of weights are timm's own; nothing is ever fetched."""
 
 import difflib
 from collections.abc import Sequence
@@ -54,13 +54,13 @@ class TimmBackbone(Backbone):
         }
         self._published = {own: each for each, own in self._own.items()}
         self._spare = frozenset(published) - self._own.keys()
-        self._is_last = str(getattr(self.net, "output_fmt", "NCHW")).endswith("NHWC")
+        self._channels_last = str(getattr(self.net, "output_fmt", "NCHW")).endswith("NHWC")
         self._freeze_unreached(image_size if sized else min(image_size, _TRIAL_SIDE))
 
     def forward(self, pixels: torch.Tensor) -> list[torch.Tensor]:
         """See `Backbone`."""
         found: list[torch.Tensor] = self.net(pixels)
-        return [features.permute(0, 3, 1, 2) for features in found] if self._is_last else list(found)
+        return [features.permute(0, 3, 1, 2) for features in found] if self._channels_last else list(found)
 
     def _freeze_unreached(self, side: int) -> None:
         """Looks at one picture: what the features do not depend on is never trained. Some networks cannot be cut."""

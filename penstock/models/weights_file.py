@@ -27,8 +27,6 @@ def read_weights(path: Path) -> "dict[str, torch.Tensor]":
     """
     import torch
 
-    if not path.is_file():
-        raise SourceNotFound(f"{path}: no such file of weights")
     content = _safetensors(path) if path.suffix == ".safetensors" else read_torch(path)
     inner = [
         content[key] for key in CONTAINERS if isinstance(content, Mapping) and isinstance(content.get(key), Mapping)
@@ -42,21 +40,16 @@ def read_weights(path: Path) -> "dict[str, torch.Tensor]":
     return dict(state)
 
 
-def _safetensors(path: Path) -> object:
-    try:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-    except ImportError as error:
-        raise MissingExtra("safetensors", "safetensors", f"reading {path}") from error
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise BadData(f"{path}: not a safetensors file, or a damaged one: {error}") from error
-
-
 def read_torch(path: Path) -> object:
+    """What is in a file of torch's own format, tensors on the CPU. No code in it is run.
+
+    Raises:
+        SourceNotFound: no such file.
+        BadData: it is damaged, or holds more than tensors and plain values.
+    """
     import torch
 
+    _require_file(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, AttributeError, TypeError) as error:
@@ -66,3 +59,21 @@ def read_torch(path: Path) -> object:
             f"{path}: expected a file that holds tensors only, got a damaged or another one: {reason}. Of a pickled model, "
             "as ultralytics and mmengine write them, save its state_dict() alone, where its code is trusted"
         ) from error
+
+
+def _require_file(path: Path) -> None:
+    if not path.is_file():
+        raise SourceNotFound(f"{path}: no such file of weights")
+
+
+def _safetensors(path: Path) -> object:
+    _require_file(path)
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise MissingExtra("safetensors", "safetensors", f"reading {path}") from error
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise BadData(f"{path}: not a safetensors file, or a damaged one: {error}") from error

@@ -11,6 +11,7 @@ from PIL import Image
 from penstock.errors import BadData, UsageError
 from penstock.geometry.images import encode_jpeg
 from penstock.models.distill_protocols import Level, Teacher
+from penstock.models.opened import require_torch
 from penstock.schema import Field, Record, Schema
 from penstock.stages.convert import MASK_THRESHOLD
 from penstock.stages.teacher_fields import (
@@ -145,6 +146,7 @@ class TeachPictures:
         """
         import cv2
 
+        require_torch("train")  # at once: who keeps torch to one thread, does so with one that is loaded
         if self.threads == 1:
             cv2.setNumThreads(1)  # a worker per core
         own = self.teacher.device
@@ -201,7 +203,7 @@ class TeachPictures:
         masks = ObjectMasks.from_record(size_hw, record)
         row: Record = {**self._picture(picture), **features}
         if EDGES in self.fields:
-            lines = outlines(masks)
+            lines = outlines(masks).astype(np.float32)
             row |= {f"edge_{side}x{side}": edge_map(lines, side) for side in self.edge_sides}
         if WEIGHTS in self.fields:
             for side, (inside, outside) in weight_maps(union(masks), self.weight_sides).items():
@@ -223,9 +225,8 @@ class TeachPictures:
         numbers = chosen(masks, picture, self.strategy, self.max_objects)
         boxes = boxes_xyxy(masks, numbers)
         if self.layout == "store":
-            return {"bboxes": boxes, "masks": small_masks(masks, numbers, MASK_SIZE)} if MASK in self.fields else {
-                "bboxes": boxes
-            }  # fmt: skip
+            with_masks = MASK in self.fields
+            return {"bboxes": boxes, **({"masks": small_masks(masks, numbers, MASK_SIZE)} if with_masks else {})}
         small = small_masks(masks, numbers[:1], MASK_SIZE)
         return {
             "bboxes": boxes[:1] if len(boxes) else np.array([[0, 0, 1, 1]], np.float32),

@@ -34,6 +34,8 @@ _LOOKED_AT = 64
 """The largest so many objects are looked at by geometry-colour."""
 _RING = 0.15
 """Width of the ring around an object, as a share of the square root of its area."""
+_PIXELS = 256
+"""Colours of an object are measured on so many rows and columns, at most."""
 _CONTRAST = 40.0
 """Distance in Lab from which colours inside and around count as wholly different."""
 
@@ -118,10 +120,12 @@ def edge_map(lines: np.ndarray, side: int) -> np.ndarray:
     """(side, side) uint8, 0 or 1: 1 where a line touches the cell, however little (OpenCV's INTER_AREA above 0).
 
     Args:
-        lines: (H, W) uint8, 0 or 1, as `outlines` gives them.
+        lines: (H, W), 0 or 1, as `outlines` gives them; as float32 nothing is converted.
         side: of the map, in cells; it covers the whole picture, stretched.
     """
-    touched: np.ndarray = cv2.resize(lines.astype(np.float32), (side, side), interpolation=cv2.INTER_AREA) > 0
+    touched: np.ndarray = (
+        cv2.resize(lines.astype(np.float32, copy=False), (side, side), interpolation=cv2.INTER_AREA) > 0
+    )
     return touched.astype(np.uint8)
 
 
@@ -172,12 +176,13 @@ def chosen(masks: ObjectMasks, picture: np.ndarray, strategy: Strategy, most: in
 
 
 def scores(masks: ObjectMasks, picture: np.ndarray) -> np.ndarray:
-    """How good an object each mask is to learn from: (N,) float64, 0..3; 0: none.
+    """How good an object each mask is to learn from: (N,) float64, 0..5; 0: none.
 
-    The sum of size (the square root of its share of the picture over 5 %, at most 1), centrality (1 less the distance of
-    its centre of mass from the picture's, in units of half the diagonal) and contrast (the distance of the mean colours
-    inside and in a ring around it, in Lab, over 40, at most 1). Objects below 0.1 % or above 90 % of the picture have 0, as
-    do all but the 64 largest.
+    The sum of five numbers of 0..1: size (the square root of its share of the picture over 5 %, at most 1), centrality (1
+    less the distance of its centre of mass from the picture's, in units of half the diagonal), fill (its share of its box),
+    wholeness (1 less a half for each side of the picture that its box touches, at least 0) and contrast (the distance of the
+    mean colours inside and in a ring around it, in Lab, over 40, at most 1). Objects below 0.1 % or above 90 % of the picture
+    have 0, as do all but the 64 largest.
     """
     found, areas = np.zeros(len(masks)), masks.areas
     height, width = masks.size_hw
@@ -185,10 +190,15 @@ def scores(masks: ObjectMasks, picture: np.ndarray) -> np.ndarray:
     for number in np.argsort(-areas, kind="stable")[:_LOOKED_AT].tolist():
         if not MIN_SHARE <= shares[number] <= MAX_SHARE:
             continue
+        left, top, w, h = masks.boxes_xywh[number].tolist()
         x, y = _centre(masks, number)
         away = np.hypot(x / width - 0.5, y / height - 0.5) / np.hypot(0.5, 0.5)
-        size = min(1.0, float(np.sqrt(shares[number] / FULL_SHARE)))
-        found[number] = size + 1 - float(away) + _contrast(masks, number, picture)
+        touched = (left == 0) + (top == 0) + (left + w == width) + (top + h == height)
+        parts = (
+            min(1.0, float(np.sqrt(shares[number] / FULL_SHARE))), 1 - float(away), areas[number] / (w * h),
+            max(0.0, 1 - touched / 2), _contrast(masks, number, picture),
+        )  # fmt: skip
+        found[number] = sum(parts)
     return found
 
 
@@ -225,20 +235,25 @@ def _normed(inside: np.ndarray) -> np.ndarray:
 
 def _centre(masks: ObjectMasks, number: int) -> tuple[float, float]:
     """x, y of a mask's centre of mass, in pixels of the picture."""
-    rows, columns = np.nonzero(masks.crops[number])
+    crop = masks.crops[number]
     x, y = masks.boxes_xywh[number, :2].tolist()
-    return x + float(columns.mean()) + 0.5, y + float(rows.mean()) + 0.5
+    rows, columns = crop.sum(1, dtype=np.int64), crop.sum(0, dtype=np.int64)
+    across, down = ((np.arange(len(line)) + 0.5) @ line / line.sum() for line in (columns, rows))
+    return x + float(across), y + float(down)
 
 
 def _contrast(masks: ObjectMasks, number: int, picture: np.ndarray) -> float:
-    """0..1; 0 where there is nothing around the mask."""
+    """0..1; 0 where there is nothing around the mask. Of a large object some rows and columns are looked at."""
     crop = masks.crops[number]
     width = max(2, round(_RING * float(np.sqrt(np.count_nonzero(crop)))))
     rows, columns, inside = _widened(masks, number, crop, width)
-    ring = cv2.dilate(inside, np.ones((2 * width + 1, 2 * width + 1), np.uint8)) - inside
-    if not ring.any():
+    step = -(-max(inside.shape) // _PIXELS)
+    inside = np.ascontiguousarray(inside[::step, ::step])
+    side = 2 * -(-width // step) + 1
+    ring = cv2.dilate(inside, np.ones((side, side), np.uint8)) - inside
+    if not ring.any() or not inside.any():
         return 0.0
-    region = np.ascontiguousarray(picture[rows, columns])
+    region = np.ascontiguousarray(picture[rows, columns][::step, ::step])
     means = np.array([cv2.mean(region, where)[:3] for where in (inside, ring)], np.float32) / 255
     lab = cv2.cvtColor(means[None], cv2.COLOR_RGB2Lab)[0]
     return min(1.0, float(np.linalg.norm(lab[0] - lab[1])) / _CONTRAST)

@@ -36,7 +36,7 @@ def over_ranks(model: nn.Module, ranks: Ranks) -> nn.Module:
 class BatchNormOverRanks(nn.modules.batchnorm._BatchNorm):
     """nn.BatchNorm whose mean and variance are those of all ranks' (B, C, ...) together (Ioffe and Szegedy 2015)."""
 
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
+    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002  torch's name
         """As nn.BatchNorm; in training mode all ranks must call it, with any number of pictures each.
 
         Args:
@@ -69,7 +69,7 @@ class BatchNormOverRanks(nn.modules.batchnorm._BatchNorm):
         self.running_mean.lerp_(mean, share)
         self.running_var.lerp_(variance * count / max(count - 1, 1), share)
 
-    def _check_input_dim(self, input: torch.Tensor) -> None:
+    def _check_input_dim(self, input: torch.Tensor) -> None:  # noqa: A002  torch's name
         """Any number of dimensions."""
 
 

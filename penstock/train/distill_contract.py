@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from penstock.buffers import Batch
+from penstock.buffers import Batch, Values
 from penstock.geometry.boxes import scale_boxes, xywh_to_xyxy
 from penstock.models.distill_protocols import Level
 from penstock.samplers import mix
@@ -37,6 +37,7 @@ class DistillData:
     image_size: int
     """Side S of the square picture, in pixels."""
     boxes: BoxFormat
+    """Of the stored `bboxes`, where they are read."""
     teacher: Mapping[str, object]
     """Facts of the data, plain values: `path`, `chosen_by` (why that one), `format`, `rows` (that can be used), `left_out` (that
     failed or are missing), `model_type` and `teacher` (its identity) where they are recorded, `feature_dtype`."""
@@ -69,22 +70,17 @@ class Contract:
     dropped: Counter[str] = field(default_factory=Counter)
 
     def __call__(self, batch: Batch) -> dict[str, Any]:
-        """The samples of a batch that a `Loader` of output "torch" gave."""
+        """The samples of a batch that a `Loader` gave, as arrays or as tensors."""
         level = self.data.level
-        image: torch.Tensor = batch["image"]  # type: ignore[assignment]  # output is torch
-        made: dict[str, Any] = {"image": image.permute(0, 3, 1, 2), level.name: batch[level.name]}
-        if EDGES in batch:
-            made[EDGES] = batch[EDGES]
-        for name in ("fg_map", "bg_map"):
-            if (stored := f"{name}_{level.side}x{level.side}") in batch:
-                made[name] = batch[stored]
+        stored = {level.name: level.name, EDGES: EDGES}
+        stored |= {name: f"{name}_{level.side}x{level.side}" for name in ("fg_map", "bg_map")}
+        made: dict[str, Any] = {"image": _tensor(batch["image"]).permute(0, 3, 1, 2)}
+        made |= {name: _tensor(batch[known]) for name, known in stored.items() if known in batch}
         if "bboxes" in batch:
             made |= self._prompts(batch)
         return {**made, "key": batch.row_keys()}
 
     def _prompts(self, batch: Batch) -> dict[str, Any]:
-        import torch
-
         boxes, masks, has_box = self._chosen(batch)
         shapes = np.asarray(batch["image_shape"])
         square = (self.data.image_size, self.data.image_size)
@@ -95,29 +91,26 @@ class Contract:
             boxes[place] = scale_boxes(boxes[place], original_hw, square)
         boxes = np.clip(np.nan_to_num(boxes, nan=0.0), 0, self.data.image_size)
         inside = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
-        filled = masks.flatten(1).any(1).numpy().astype(bool)  # of uint8 torch makes uint8
+        filled = masks.any(axis=(1, 2))
         self._count("boxes outside", int((has_box & ~inside).sum()))
         self._count("empty masks", int((has_box & inside & ~filled).sum()))
         has_box = has_box & inside & filled
         boxes[~has_box] = 0
-        return {"box": torch.from_numpy(boxes), "mask": masks, "has_box": torch.from_numpy(has_box)}
+        return {"box": _tensor(boxes), "mask": _tensor(masks), "has_box": _tensor(has_box)}
 
-    def _chosen(self, batch: Batch) -> "tuple[np.ndarray, torch.Tensor, np.ndarray]":
+    def _chosen(self, batch: Batch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """One box (B, 4) as stored, its mask (B, 256, 256), and whether there is one, of each row."""
-        import torch
-
         boxes, masks = batch["bboxes"], batch["masks"]
-        if isinstance(boxes, torch.Tensor):  # v1: the first one of each picture
-            assert isinstance(masks, torch.Tensor)
+        if not isinstance(boxes, list):  # v1: the first one of each picture
             has = np.logical_and.reduce([np.asarray(batch[name]) > 0 for name in COUNTS])
-            return boxes[:, 0].numpy().copy(), masks[:, 0], has
+            return np.array(boxes)[:, 0], np.asarray(masks)[:, 0], has
         one_box = np.zeros((len(boxes), 4), np.float32)
-        one_mask = torch.zeros((len(boxes), MASK_SIZE, MASK_SIZE), dtype=torch.uint8)
+        one_mask = np.zeros((len(boxes), MASK_SIZE, MASK_SIZE), np.uint8)
         counts = [len(rows) for rows in boxes]
         for place, (position, count) in enumerate(zip(batch.positions, counts, strict=True)):
             if count:
                 number = mix(self.seed, position, _BOX_SALT) % count
-                one_box[place], one_mask[place] = np.asarray(boxes[place])[number], masks[place][number]
+                one_box[place], one_mask[place] = np.asarray(boxes[place])[number], np.asarray(masks[place])[number]
         return one_box, one_mask, np.array(counts) > 0
 
     def _count(self, what: str, number: int) -> None:
@@ -126,3 +119,10 @@ class Contract:
             more = remedy if self.data.boxes == "xywh" and what == "empty masks" else ""
             _log.warning("%s: %s are left out as prompts, and counted%s", self.data.teacher["path"], what, more)
         self.dropped[what] += number
+
+
+def _tensor(values: Values) -> "torch.Tensor":
+    """The field of a batch as a tensor over the same memory."""
+    import torch
+
+    return torch.from_numpy(values) if isinstance(values, np.ndarray) else torch.as_tensor(values)

@@ -11,7 +11,7 @@ import numpy as np
 from penstock.errors import BadData, SchemaError, SourceNotFound, UsageError
 from penstock.loader import Loader
 from penstock.models.distill_protocols import Level, level_stride
-from penstock.readers.npz import npz_names, read_npz
+from penstock.readers.npz import read_npz
 from penstock.readers.npz_dir import NpzDir
 from penstock.readers.sa1b_tar import Sa1bTar, open_sa1b_tars
 from penstock.samplers import Epochs
@@ -21,6 +21,7 @@ from penstock.stages import sa1b_fields
 from penstock.stages.convert import Sa1bConvert
 from penstock.store import Store, open_store
 from penstock.store.box_format import box_format
+from penstock.store.v1_schema import MASK_SIZE
 from penstock.train.distill_config import DistillConfig
 from penstock.train.distill_contract import COUNTS, EDGES, Contract, DistillData
 from penstock.train.distill_rows import JPEG, PairRows, StoreRows
@@ -88,7 +89,7 @@ class DistillBatches:
             batch_size=batch_size,
             sampler=Epochs(rows, seed=config.seed),
             epochs=None,
-            output="torch",
+            pin=_has_cuda(),
             threads=config.num_workers,
             prefetch=config.prefetch_factor,
             rank=rank,
@@ -127,6 +128,12 @@ class DistillBatches:
         return {**self.loader.report(), "dropped": dict(self.contract.dropped)}
 
 
+def _has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
 def _of_store(config: DistillConfig, store: Store, facts: Mapping[str, object]) -> DistillData:
     where = str(store.path)
     level = _level(config, store.schema, where)
@@ -134,6 +141,8 @@ def _of_store(config: DistillConfig, store: Store, facts: Mapping[str, object]) 
     is_v1 = "bboxes" in names and "bboxes" in store.schema and not store.schema["bboxes"].is_variable
     names += COUNTS if is_v1 else ()
     _require_fields(["image" if JPEG not in store.schema else JPEG, *names], store.schema, where)
+    if "masks" in names and store.schema["masks"].shape[1:] != (MASK_SIZE, MASK_SIZE):
+        raise SchemaError(f"{where}: masks: expected {MASK_SIZE} x {MASK_SIZE}, got {store.schema['masks'].shape}")
     side = store.attributes.get("image_size") if JPEG in store.schema else store.schema["image"].shape[0]
     size = _image_size(level, side, where)
     done = store.done_rows()
@@ -147,7 +156,7 @@ def _of_store(config: DistillConfig, store: Store, facts: Mapping[str, object]) 
         held=None if held is None else StoreRows(store, held, names, size),
         level=level,
         image_size=size,
-        boxes=box_format(store),
+        boxes=box_format(store) if "bboxes" in names else "xyxy",
         teacher={**facts, **more, "left_out": len(store) - len(rows), **_dtype_of(store.schema, level), **recorded},
     )
 
@@ -213,17 +222,13 @@ def _pairs(config: DistillConfig) -> Sa1bTar | NpzDir:
     return source
 
 
-def _first_records(source: Sa1bTar | NpzDir) -> list[Record]:
-    """Of the first rows, those whose files can be read, until one has an NPZ whose names can."""
-    found = []
+def _first_records(source: Sa1bTar | NpzDir) -> Iterator[Record]:
+    """Of the first rows, those whose files can be read."""
     for row in range(min(_PROBES, len(source))):
         try:
-            found.append(source[row])
-            npz_names(np.asarray(found[-1]["npz"]))
+            yield source[row]
         except BadData:
             continue  # met again, replaced and counted, when the loader comes to it
-        break
-    return found
 
 
 def _plan(
@@ -239,8 +244,21 @@ def _plan(
 
 
 def _first_arrays(source: Sa1bTar | NpzDir, level: str) -> dict[str, np.ndarray]:
-    npz = np.asarray(_first_records(source)[-1]["npz"])
-    return read_npz(npz, names=[*sa1b_fields.wanted_names([level]), "model_type"])
+    """The level, and what is said of the teacher, of the first pair that has them.
+
+    Raises:
+        BadData: none of the first has.
+    """
+    failure: BadData | None = None
+    for record in _first_records(source):
+        try:
+            arrays = read_npz(np.asarray(record["npz"]), names=[*sa1b_fields.wanted_names([level]), "model_type"])
+        except BadData as error:
+            failure = failure or error
+            continue  # as above
+        if sa1b_fields.npz_name(level, arrays) in arrays:
+            return arrays
+    raise BadData(f"{level}: none of the first {_PROBES} NPZs has it") from failure
 
 
 def _level(config: DistillConfig, schema: Schema, where: str) -> Level:

@@ -19,6 +19,8 @@ from penstock.stages.convert import Sa1bConvert
 from penstock.store import Store
 
 JPEG = "image_jpeg"
+_SMALL_BYTES = 1 << 18
+"""Four masks: up to here a value is read in the loader's thread, as a whole."""
 
 
 class StoreRows:
@@ -52,7 +54,7 @@ class StoreRows:
         return self.read(index, list(self.schema))
 
     def read(self, index: int, fields: Sequence[str]) -> Record:
-        """Some fields of a row: fixed ones in memory of their own, the others as views.
+        """Some fields of a row, read now; of long ones (many masks) views, of which the bytes used are read when they are.
 
         Raises:
             IndexError, RowError, StoreCorrupt: as `Store.read`.
@@ -65,7 +67,9 @@ class StoreRows:
         if out:
             self.gather(np.array([place]), list(out), out)
         record: Record = {name: array[0] for name, array in out.items()}
-        return record | (self.store.read(int(self.rows[place]), variable) if variable else {})
+        for name, value in (self.store.read(int(self.rows[place]), variable) if variable else {}).items():
+            record[name] = np.array(value) if np.asarray(value).nbytes <= _SMALL_BYTES else value
+        return record
 
     def gather(
         self, rows: np.ndarray, fields: Sequence[str] | None, out: Mapping[str, np.ndarray], *, io: str = "mmap"

@@ -13,8 +13,9 @@ import orjson
 import torch
 from torch import nn
 
-from penstock.errors import RecipeMismatch, UsageError
-from penstock.models.student_export import export_student
+from penstock.errors import RecipeMismatch
+from penstock.models.decoders import trainable_copy
+from penstock.models.student_export import export_student, require_onnx
 from penstock.models.students import OpenedStudent, open_student
 from penstock.report import dump_json
 from penstock.store.output import replace_file
@@ -78,6 +79,8 @@ def run_distill(
     ranks = ranks or Ranks(device=device_of(config.device, 0))
     if way == "train":
         require_folder(config.output_dir)
+        if "onnx" in config.export:
+            require_onnx()
     parts = _Parts(config, ranks, say)
     if way == "train":
         return _train(parts)
@@ -117,20 +120,14 @@ class _Parts:
         has_context = config.loss_type == "fgd" and config.fgd_lambda_rela > 0
         trained = None
         if config.enable_mask_loss and config.mask_head_unfreeze_epoch is not None:
-            trained = self._trainable_decoder()
+            assert self.decoder is not None  # `enable_mask_loss` has one
+            trained = trainable_copy(self.decoder)
         model = DistillModel(
             opened.model, context=GlobalContext(level.channels) if has_context else None, decoder=trained
         )
         if config.compile:
             opened.model.compile()
         return cast(DistillModel, over_ranks(model, self.ranks))
-
-    def _trainable_decoder(self) -> nn.Module:
-        copy = getattr(self.decoder, "trainable_copy", None)
-        if copy is None:
-            raise UsageError(f"mask_head_unfreeze_epoch: decoder {self.config.decoder!r} has no weights to train")
-        found: nn.Module = copy()
-        return found
 
     def trainer(self, folder: Path, way: Way) -> tuple[Trainer, dict[str, Any]]:
         """The trainer of a run in this folder, and what is said of it."""
@@ -227,7 +224,7 @@ def _train(parts: _Parts) -> dict[str, Any]:
     reports = ranks.gathered(parts.batches.report())
     found = {
         **facts, "first_step": trainer.first_step, "step": trainer.step, "metrics": metrics, "baselines": baselines,
-        "data": reports, "checkpoint": str(latest(config.output_dir)), "export": {"files": []},
+        "data": reports, "checkpoint": str(latest(config.output_dir)), "export": {"files": {}},
     }  # fmt: skip
     if ranks.is_first:
         found["export"] = _finish(parts, trainer)
@@ -243,9 +240,11 @@ def _finish(parts: _Parts, trainer: Trainer) -> dict[str, Any]:
     with trainer.ema.used() if trainer.ema else contextlib.nullcontext(), torch.no_grad():
         if parts.held is not None:
             parts.held_pictures(folder, trainer.step)
-        report = export_student(
-            parts.opened.model, folder / EXPORT, image_size=parts.data.image_size, formats=parts.config.export
-        )
+        report: dict[str, Any] = {"files": {}}
+        if parts.config.export:
+            report = export_student(
+                parts.opened.model, folder / EXPORT, image_size=parts.data.image_size, formats=parts.config.export
+            )
     parts.model.train(was_training)
     return report
 
@@ -290,7 +289,7 @@ def _settings(config: DistillConfig, epoch: int, best: str) -> TrainSettings:
         eval_every=epoch,
         save_every=config.save_interval,
         best=best,
-        unused_parameters=True,
+        unused_parameters=config.mask_head_unfreeze_epoch is not None,
     )
 
 

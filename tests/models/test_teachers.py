@@ -201,13 +201,13 @@ def test_the_decoder_s_gradients_pass_to_features_and_not_beyond_the_box(stand_i
     logits = decoder(features, boxes)
     assert (logits[0, :, 24:] < 0).all()
     assert (logits[0, :2] < 0).all()
-    logits.sigmoid().sum().backward()
+    torch.autograd.backward([logits.sigmoid().sum()])
     gradient = features.grad
     assert gradient is not None
     assert torch.isfinite(gradient).all()
     assert gradient[0].abs().sum() > 0
     flat = torch.zeros(1, 5, 8, 8, requires_grad=True)
-    decoder(flat, boxes[:1]).sum().backward()
+    torch.autograd.backward([decoder(flat, boxes[:1]).sum()])
     assert flat.grad is not None
     assert torch.isfinite(flat.grad).all()
     alone = decoder(features[:1], boxes[:1])

@@ -9,6 +9,7 @@ cv2 = pytest.importorskip("cv2")
 
 from penstock.geometry.boxes import mask_box, xywh_to_xyxy  # noqa: E402
 from penstock.stages.teacher_fields import (  # noqa: E402
+    STRATEGIES,
     ObjectMasks,
     boxes_xyxy,
     chosen,
@@ -109,8 +110,8 @@ def test_a_picture_without_objects_is_all_background() -> None:
     assert outside.sum() == pytest.approx(1)
     assert not edge_map(outlines(packed), 8).any()
     picture = np.zeros((30, 20, 3), np.uint8)
-    for strategy in ("largest", "all", "geometry-colour"):
-        assert not len(chosen(packed, picture, strategy))  # type: ignore[arg-type]  # one of them
+    for strategy in STRATEGIES:
+        assert not len(chosen(packed, picture, strategy))
     assert small_masks(packed, np.zeros(0, int), 16).shape == (0, 16, 16)
     assert boxes_xyxy(packed, np.zeros(0, int)).shape == (0, 4)
 
@@ -132,14 +133,18 @@ def test_strategies_choose_as_they_say() -> None:
 def test_scores_are_those_of_their_definition() -> None:
     masks = objects(square(100, 40, 40, 20))
     picture = np.zeros((100, 100, 3), np.uint8)
-    assert scores(masks, picture)[0] == pytest.approx(np.sqrt(0.04 / 0.05) + 1 + 0, abs=1e-6)
+    assert scores(masks, picture)[0] == pytest.approx(np.sqrt(0.04 / 0.05) + 1 + 1 + 1 + 0, abs=1e-6)
     picture[40:60, 40:60] = 255  # white on black: 100 apart in Lab, of which 40 are enough
-    assert scores(masks, picture)[0] == pytest.approx(np.sqrt(0.04 / 0.05) + 1 + 1, abs=1e-6)
+    assert scores(masks, picture)[0] == pytest.approx(np.sqrt(0.04 / 0.05) + 1 + 1 + 1 + 1, abs=1e-6)
     corner = objects(square(100, 0, 0, 20))
     black = np.zeros((100, 100, 3), np.uint8)
-    assert scores(corner, black)[0] == pytest.approx(
-        np.sqrt(0.8) + 1 - np.hypot(0.4, 0.4) / np.hypot(0.5, 0.5), abs=1e-6
-    )
+    size, away = np.sqrt(0.8), np.hypot(0.4, 0.4) / np.hypot(0.5, 0.5)
+    assert scores(corner, black)[0] == pytest.approx(size + 1 - away + 1 + 0 + 0, abs=1e-6)  # whole, but at two sides
+    half = square(100, 40, 40, 20)
+    half[40:50] = 0
+    half[40, 40:60] = half[40:50, 40] = 1
+    filled = half.sum() / 400
+    assert scores(objects(half), black)[0] < np.sqrt(filled * 0.8) + 1 + filled + 1
 
 
 @pytest.mark.parametrize("mask", [np.ones((50, 40), np.uint8), square(200, 5, 5, 6)])
@@ -150,7 +155,7 @@ def test_what_fills_the_picture_or_a_speck_is_no_object(mask: np.ndarray) -> Non
 
 
 def test_an_object_too_small_for_a_cell_keeps_one() -> None:
-    masks = objects(square(1000, 501, 777, 1))
+    masks = objects(square(1000, 501, 780, 1))
     small = small_masks(masks, np.array([0]), 256)
     assert small.sum() == 1
-    assert small[0, 501 * 256 // 1000, 777 * 256 // 1000] == 1
+    assert small[0, 501 * 256 // 1000, 780 * 256 // 1000] == 1

@@ -12,9 +12,18 @@ import numpy as np
 import pytest
 
 from penstock.convert import ConvertConfig, convert_sa1b_tar
-from penstock.errors import BadData, BudgetExceeded, SchemaError, SourceNotFound, StateMismatch, UsageError
+from penstock.errors import (
+    BadData,
+    BudgetExceeded,
+    SchemaError,
+    SourceNotFound,
+    StateMismatch,
+    StoreUnsupported,
+    UsageError,
+)
 from penstock.samplers import mix
-from penstock.store import open_store
+from penstock.schema import Schema
+from penstock.store import open_store, write_store
 from penstock.testing import SourceTests, Truth, make_sa1b_tar, make_sample
 
 torch = pytest.importorskip("torch")
@@ -39,12 +48,12 @@ def convert(tars: list[Path], output: Path, **options: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same pairs as TARs, a folder, and stores; row 2 has no box, row 5 three."""
+    """The same pairs as TARs, a folder, and stores; row 2 has no box, row 5 three, row 7 six."""
     root = tmp_path_factory.mktemp("distill")
     (root / "tars").mkdir()
     (root / "pairs").mkdir()
     for number in range(ROWS):
-        boxes = {2: 0, 5: 3}.get(number, 1)
+        boxes = {2: 0, 5: 3, 7: 6}.get(number, 1)
         key = f"sa_{number:02d}"
         picture, npz, _ = make_sample(number, key=key, num_boxes=boxes, **TINY)
         (root / "pairs" / f"{key}.jpg").write_bytes(picture)
@@ -188,21 +197,23 @@ def test_float16_features_are_given_as_stored(root: Path) -> None:
         assert torch.equal(one, exact[key].half())
 
 
-def test_of_several_boxes_one_is_chosen_by_position_and_its_mask_with_it(root: Path) -> None:
+@pytest.mark.parametrize(("key", "count"), [("sa_05", 3), ("sa_07", 6)])
+def test_of_several_boxes_one_is_chosen_by_position_and_its_mask_with_it(root: Path, key: str, count: int) -> None:
     store = open_store(root / "raw")
-    record = store[store.find("sa_05")]
+    record = store[store.find(key)]
+    assert len(record["bboxes"]) == count
     config = config_of(root, val_share=0.0, seed=3)
     feeds = DistillBatches(open_distill_data(config), config)
     seen = set()
-    for number, batch in enumerate(islice(feeds, 60)):
-        if "sa_05" in batch["key"]:
-            place = batch["key"].index("sa_05")
-            chosen = mix(3, number * 3 + place, 0xB0C5) % 3
+    for number, batch in enumerate(islice(feeds, 120)):
+        if key in batch["key"]:
+            place = batch["key"].index(key)
+            chosen = mix(3, number * 3 + place, 0xB0C5) % count
             assert np.array_equal(batch["mask"][place].numpy(), np.asarray(record["masks"])[chosen])
             expected = np.asarray(record["bboxes"])[chosen] * np.array([SIDE / 56, SIDE / 40] * 2)
             assert np.allclose(batch["box"][place].numpy(), expected, atol=1e-4)
             seen.add(chosen)
-    assert seen == {0, 1, 2}
+    assert seen == set(range(count))
 
 
 @pytest.mark.parametrize("kind", ["raw", "tars"])
@@ -330,6 +341,35 @@ def test_a_bad_jpeg_and_a_bad_pair_are_replaced_too(root: Path, tmp_path: Path) 
     feeds = DistillBatches(open_distill_data(config), config)
     assert "sa_00" not in [key for batch in islice(feeds, 4) for key in batch["key"]]
     assert feeds.report()["substituted"] == 1
+
+
+def test_damage_in_the_first_pairs_hides_nothing(root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root / "pairs", tmp_path / "pairs")
+    for name in ("sa_00_features.npz", "sa_01_features.npz"):
+        content = bytearray((tmp_path / "pairs" / name).read_bytes())
+        place = content.find(b"NUMPY") + 200  # in the first member, of which the checksum is wrong then
+        content[place] ^= 1
+        (tmp_path / "pairs" / name).write_bytes(bytes(content) if name > "sa_01" else b"nothing")
+    data = open_distill_data(config_of(tmp_path, "pairs"))
+    assert (data.level.channels, data.teacher["rows"]) == (CHANNELS, ROWS)
+
+
+def test_boxes_of_an_unknown_format_matter_only_where_they_are_read(root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root / "raw", tmp_path / "raw")
+    manifest = tmp_path / "raw" / "store.json"
+    manifest.write_text(manifest.read_text().replace('"xyxy"', '"cxcywh"'))
+    assert open_distill_data(config_of(tmp_path, decoder=None)).boxes == "xyxy"
+    with pytest.raises(StoreUnsupported, match="cxcywh"):
+        open_distill_data(config_of(tmp_path))
+
+
+def test_masks_of_another_size_are_refused(root: Path, tmp_path: Path) -> None:
+    store = open_store(root / "raw")
+    fields = [replace(one, shape=(None, 64, 64)) if one.name == "masks" else one for one in store.schema.fields]
+    rows = [{**store[row], "masks": np.zeros((len(store[row]["bboxes"]), 64, 64), np.uint8)} for row in range(ROWS)]
+    records = zip(store.keys, rows, strict=True)
+    write_store(tmp_path / "raw", Schema(fields), records, attributes=store.attributes)
+    assert "masks: expected 256 x 256" in refusal(config_of(tmp_path))
 
 
 def test_rows_that_are_not_done_are_left_out(root: Path, tmp_path: Path) -> None:

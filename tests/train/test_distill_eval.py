@@ -146,6 +146,18 @@ def test_masks_of_nothing_agree_with_each_other_and_with_no_truth() -> None:
     assert [found[f"miou_{name}"] for name in ("student_gt", "teacher_gt", "student_teacher")] == [0, 0, 1]
 
 
+def test_boxes_are_of_the_picture_whatever_the_decoder_s_square(decoder: MaskDecoder) -> None:
+    batch = batch_of(1, 2)
+    half = {**batch, "image": batch["image"][:, :, ::2, ::2], "box": batch["box"] / 2}
+
+    def exact(given: Batch) -> dict[str, Any]:
+        return {LEVEL: given[LEVEL].float() * 0.5}
+
+    assert evaluate_features(exact, [half], decoder, Ranks(), level=LEVEL) == evaluate_features(
+        exact, [batch], decoder, Ranks(), level=LEVEL
+    )
+
+
 def test_a_student_of_another_size_is_refused(decoder: MaskDecoder) -> None:
     with pytest.raises(UsageError, match=re.escape("expected (1, 128, 8, 8), got (1, 64, 8, 8)")):
         evaluate_features(

@@ -1,0 +1,183 @@
+"""From a store that the real stage made to a trained student: runs, resumes, ranks, refusals."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from penstock.distill_report import write_report  # noqa: E402
+from penstock.errors import BudgetExceeded, RecipeMismatch, SchemaError, UsageError  # noqa: E402
+from penstock.models.student_export import load_student  # noqa: E402
+from penstock.train.checkpoint import BEST, latest, load_checkpoint  # noqa: E402
+from penstock.train.distill_config import DistillConfig  # noqa: E402
+from penstock.train.distill_run import run_distill  # noqa: E402
+from tests.train.distill_set import ROWS, write_set  # noqa: E402
+from tests.train.ranks import run_ranks  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_set(tmp_path_factory.mktemp("data"))
+
+
+def config_of(folder: Path, output: Path, **values: Any) -> DistillConfig:
+    known: dict[str, Any] = {
+        "backbone": "yolov8:n", "batch_size": 4, "edge_weight": 0.0, "epochs": 2, "val_share": 0.3, "num_workers": 1,
+        "device": "cpu", "lr": 3e-3, "export": (), "baselines": False, "log_interval": 1,
+    }  # fmt: skip
+    return DistillConfig(binary_data_path=folder, output_dir=output, **{**known, **values})
+
+
+def weights(output: Path) -> dict[str, torch.Tensor]:
+    path = latest(output)
+    assert path is not None
+    found: dict[str, torch.Tensor] = load_checkpoint(path)["model"]
+    return found
+
+
+def assert_same(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor], **within: float) -> None:
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        torch.testing.assert_close(value, other[name], **within)
+
+
+def lines_of(output: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run from its beginning to its end."""
+    output = tmp_path_factory.mktemp("whole") / "run"
+    run_distill(config_of(folder, output))
+    return output
+
+
+def test_a_run_trains_evaluates_exports_and_reports(folder: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    config = config_of(
+        folder, tmp_path / "run", edge_weight=1.0, edge_task_start_epoch=1, decoder="stand-in", enable_mask_loss=True,
+        mask_task_start_epoch=2, ema_decay=0.9, tensorboard=True, export=("state_dict",), baselines=True,
+    )  # fmt: skip
+    found = run_distill(config, say=said.append)
+    assert (found["step"], found["steps"], found["held_out"], found["samples"]) == (4, 4, 3, 9)
+    assert f"data: {folder} (binary-data-path): store, 9 rows to train on, 3 held out; teacher stand-in" in said[0]
+    scores = {name: found["baselines"][name]["cosine"] for name in ("untrained", "mean_feature")}
+    assert all(-1 <= value <= 1 for value in scores.values())
+    for name in (
+        "cosine",
+        "cka",
+        "std_ratio",
+        "edge_recall",
+        "miou_student_gt",
+        "miou_teacher_gt",
+        "miou_student_teacher",
+    ):
+        assert name in found["metrics"]
+    lines = lines_of(tmp_path / "run")
+    assert [line["mask"] for line in lines if "mask" in line][:2] == [0, 0]
+    assert all(line["mask"] > 0 for line in lines if "mask" in line and line["step"] > 2)
+    assert {"data_wait", "copy", "samples_per_s", "step_p50_ms"} <= lines[0].keys()
+    assert (tmp_path / "run" / BEST).is_file()
+    assert list((tmp_path / "run" / "tensorboard").iterdir())
+    assert list((tmp_path / "run" / "worst").glob("*.jpg"))
+    student = load_student(tmp_path / "run" / "export" / "student.pth")
+    ema = load_checkpoint(latest(tmp_path / "run"))["ema"]  # type: ignore[arg-type]  # it is there
+    name = "adapters.P4_S16.weight"
+    torch.testing.assert_close(student.state_dict()[name], ema[f"student.{name}"])
+    page = write_report(tmp_path / "run").read_text()
+    assert "stand-in" in page
+    again = run_distill(config)
+    assert (again["first_step"], again["step"]) == (4, 4)
+    assert again["baselines"] == found["baselines"]
+
+
+def test_a_run_that_was_stopped_goes_on_to_the_same_weights_with_other_threads(
+    folder: Path, whole: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    run_distill(config_of(folder, output, save_interval=1), ranks=None)
+    for path in output.glob("step_*.pt"):
+        if load_checkpoint(path)["step"] > 3:
+            path.unlink()
+    path = latest(output)
+    assert path is not None
+    assert load_checkpoint(path)["step"] == 3
+    found = run_distill(config_of(folder, output, num_workers=3, prefetch_factor=1))
+    assert (found["first_step"], found["step"]) == (3, 4)
+    assert_same(weights(output), weights(whole), rtol=0, atol=0)
+
+
+def test_two_processes_equal_one(folder: Path, whole: Path, tmp_path: Path) -> None:
+    output = tmp_path / "two"
+    flags = {
+        "binary-data-path": folder, "output-dir": output, "backbone": "yolov8:n", "batch-size": 2, "edge-weight": 0,
+        "epochs": 2, "val-share": 0.3, "num-workers": 1, "device": "cpu", "lr": 3e-3, "log-interval": 1,
+    }  # fmt: skip
+    words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+    code, text, errors = run_ranks(2, "penstock", ["train", "distill", *words, "--no-baselines"])
+    assert code == 0, errors
+    assert "4 of 4 steps, 9 pictures an epoch, 3 held out, 4 a step" in text
+    assert (output / "report.html").is_file()
+    for one, other in zip(lines_of(whole), lines_of(output), strict=True):
+        for name in one.keys() & {"feature", "loss", "gradient_norm", "eval/cosine", "eval/mse"}:
+            within = 1e-4 if one["step"] == 1 else 1e-2  # what rounding makes of it grows from step to step
+            assert one[name] == pytest.approx(other[name], rel=within), (one["step"], name)
+    begun = run_distill(config_of(folder, output.parent / "begun", max_steps=1, lr=1e-12))["checkpoint"]
+    first, alone, shared = load_checkpoint(Path(begun))["model"], weights(whole), weights(output)
+    trained = [name for name, value in first.items() if value.is_floating_point()]
+    far = sum(float((alone[name] - first[name]).square().sum()) for name in trained)
+    apart = sum(float((alone[name] - shared[name]).square().sum()) for name in trained)
+    assert apart <= 1e-4 * far  # Adam divides by the gradient's size: what is nearly 0 may go either way
+
+
+def test_another_configuration_of_a_begun_run_is_refused(folder: Path, whole: Path) -> None:
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"loss_type": "fgd"}, "loss_type"), ({"backbone": "yolov8:s"}, "student"), ({"epochs": 3}, "steps"),
+        ({"feat_weight": 0.5}, "feat_weight"),
+    ]  # fmt: skip
+    for changed, named in cases:
+        with pytest.raises(RecipeMismatch, match=named):
+            run_distill(config_of(folder, whole, **changed))
+
+
+def test_a_look_before_training_writes_nothing(folder: Path, tmp_path: Path) -> None:
+    plan = run_distill(config_of(folder, tmp_path / "run"), way="dry-run")["plan"]
+    assert plan["fields"]["P4_S16"] == [4, 256, 4, 4]
+    assert plan["losses"]["feature"] > 0
+    found = run_distill(config_of(folder, tmp_path / "run", max_steps=8), way="overfit")
+    assert found["last_loss"] < found["first_loss"]
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_does_not_fit_is_refused(folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    with pytest.raises((UsageError, SchemaError), match="teacher_channels"):
+        run_distill(config_of(folder, output, teacher_channels=128))
+    with pytest.raises((UsageError, SchemaError), match="P3_S8"):
+        run_distill(config_of(folder, output, level="P3_S8"))
+    with pytest.raises(UsageError, match="val"):
+        run_distill(config_of(folder, output, val_share=1e-9, max_samples=1, batch_size=1))
+    with pytest.raises(UsageError, match="decoder"):
+        run_distill(config_of(folder, output, decoder="random:tiny"))
+    with pytest.raises(UsageError, match="decoder"):
+        run_distill(config_of(folder, output, decoder="stand-in", enable_mask_loss=True, mask_head_unfreeze_epoch=1))
+    assert not list(output.glob("*.pt"))
+
+
+def test_rows_with_nan_features_are_replaced_and_counted_until_the_budget(tmp_path: Path) -> None:
+    folder = write_set(tmp_path, model_type="stand-in")
+    path = next(folder.glob("part-*/*P4_S16*.bin"))
+    values = np.fromfile(path, np.float32)
+    per_row = len(values) // ROWS
+    values[2 * per_row + 5] = np.nan
+    values.tofile(path)
+    found = run_distill(config_of(folder, tmp_path / "run", max_bad=0.5))
+    assert found["data"][0]["substituted"] > 0
+    with pytest.raises(BudgetExceeded):
+        run_distill(config_of(folder, tmp_path / "none", max_bad=0.0))
