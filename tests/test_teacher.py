@@ -24,6 +24,7 @@ from penstock.geometry.boxes import mask_box, xywh_to_xyxy  # noqa: E402
 from penstock.geometry.masks import resize_mask  # noqa: E402
 from penstock.geometry.rle import encode_rle  # noqa: E402
 from penstock.models.distill_protocols import Teacher  # noqa: E402
+from penstock.models.sam2_teacher import Sam2Teacher  # noqa: E402
 from penstock.models.stand_in import StandInTeacher  # noqa: E402
 from penstock.models.teachers import TeacherOptions, open_teacher  # noqa: E402
 from penstock.readers.sa1b import Sa1b  # noqa: E402
@@ -418,6 +419,34 @@ def test_a_stage_on_another_device_is_refused_and_pickles(pictures: Path, tmp_pa
         stage.setup("cuda:0")
     with pytest.raises(UsageError, match="stand-in has no P2_S4; it has P3_S8, P4_S16, P5_S32"):
         replace(stage, fields=("P2_S4",))
+
+
+def test_pictures_that_are_looked_at_together_give_the_rows_of_those_alone(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The path of a GPU: batches of one size, filled up, and threads."""
+    source, stage = open_input(config(pictures, tmp_path / "out", model_type="random:tiny", fields=("P3_S8", "bbox")))
+    records = [source[row] for row in range(5)]
+    alone = replace(stage, batch_size=5)(records)
+    monkeypatch.setattr(type(stage), "bitwise", False)
+    sizes: list[int] = []
+    known = Sam2Teacher._pyramid
+
+    def counted(self: Sam2Teacher, images: Any) -> Any:
+        sizes.append(len(images))
+        return known(self, images)
+
+    monkeypatch.setattr(Sam2Teacher, "_pyramid", counted)
+    together = replace(stage, batch_size=3, threads=3)
+    found = [*together(records[:3]), *together([*records[3:], records[4]])]
+    assert sizes == [3, 3]
+    assert found[5] is found[4]
+    for left, right in zip(alone, found, strict=False):
+        np.testing.assert_allclose(np.asarray(left["P3_S8"]), np.asarray(right["P3_S8"]), atol=1e-4)
+        for name in ("image", "bboxes", "image_shape"):
+            np.testing.assert_array_equal(left[name], right[name])
+    assert stage.reopen is not None
+    assert stage.reopen(device="cpu").identity() == stage.teacher.identity()
 
 
 def test_the_command(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -126,7 +126,7 @@ def test_two_processes_equal_one(folder: Path, whole: Path, tmp_path: Path) -> N
     assert (output / "report.html").is_file()
     for one, other in zip(lines_of(whole), lines_of(output), strict=True):
         for name in one.keys() & {"feature", "loss", "gradient_norm", "eval/cosine", "eval/mse"}:
-            within = 1e-4 if one["step"] == 1 else 1e-2  # what rounding makes of it grows from step to step
+            within = 1e-3 if one["step"] == 1 else 1e-2  # what rounding makes of it grows from step to step
             assert one[name] == pytest.approx(other[name], rel=within), (one["step"], name)
     begun = run_distill(config_of(folder, output.parent / "begun", max_steps=1, lr=1e-12))["checkpoint"]
     first, alone, shared = load_checkpoint(Path(begun))["model"], weights(whole), weights(output)
