@@ -11,6 +11,7 @@ demo: setup
 	@.venv/bin/python examples/01_distill.py out/demo
 	@.venv/bin/python examples/02_sequence.py out/demo
 	@.venv/bin/python examples/03_embed.py out/demo
+	@.venv/bin/python examples/04_distill_student.py out/demo
 
 test: setup
 	@scripts/test

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from penstock.train.distill_config import DistillConfig
 
 _Switch = Annotated[bool | None, Parameter(negative="")]
+_Several = Parameter(consume_multiple=True, negative="")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +29,7 @@ class DistillFlags:
     """binary: a store or a v1 directory, the default; tar_shard: TARs of JPEG and NPZ; npz_dir: such files in a folder."""
     binary_data_path: Path | None = None
     """The store or v1 directory. By default `binary_data_dir` of the settings, else data/sa1b_binary; it is said."""
-    data_path: tuple[str, ...] | None = None
+    data_path: Annotated[tuple[str, ...] | None, _Several] = None
     """With tar_shard and npz_dir: the TARs, or the folder."""
     max_samples: int | None = None
     """Only the first so many rows."""
@@ -127,7 +128,7 @@ class DistillFlags:
     """auto, cpu, cuda, cuda:1."""
     seed: int | None = None
     """Of weights, order and draws; 0."""
-    export: tuple[Literal["state_dict", "onnx", "torchscript"], ...] | None = None
+    export: Annotated[tuple[Literal["state_dict", "onnx", "torchscript"], ...] | None, _Several] = None
     """What is written of the student at the end, each checked against it; state_dict. A finished run exports again."""
     baselines: bool | None = None
     """Evaluate the untrained student and the mean of the teacher's features before the first step; on."""

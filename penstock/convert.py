@@ -3,7 +3,6 @@
 import errno
 import itertools
 import os
-import platform
 import shutil
 import time
 from collections import Counter
@@ -14,7 +13,6 @@ from typing import Literal
 
 import numpy as np
 
-import penstock
 from penstock.errors import BadData, OutputFull, OutputRefused, UsageError
 from penstock.jobs import Job, Launcher, Sink
 from penstock.launch.local import Inline, Local
@@ -26,6 +24,8 @@ from penstock.source import Candidate, Offers, Problem
 from penstock.stages.convert import MASK_THRESHOLD, Sa1bConvert
 from penstock.store.disk import Disk
 from penstock.store.layout import Layout
+from penstock.store.output import existing_folder
+from penstock.store.provenance import provenance
 from penstock.store.rows import DONE, FAILED
 from penstock.store.sink import StoreSink
 from penstock.store.state import check_output, known_rows
@@ -191,7 +191,7 @@ def plan_sa1b_tar(config: ConvertConfig) -> dict[str, object]:
         "rows": {"planned": sum(reasons.values()), "to_do": todo},
         "reasons": dict(reasons),
         "bytes_to_write": todo * row_bytes,
-        "bytes_free": shutil.disk_usage(_existing(config.output_dir)).free,
+        "bytes_free": shutil.disk_usage(existing_folder(config.output_dir)).free,
         "seconds_per_row": round(seconds, 4),
         "seconds_estimate": round(seconds * todo / workers, 1),
         "workers": workers,
@@ -246,7 +246,7 @@ def _read(offers: Offers, candidate: Candidate) -> Record | None:
 
 
 def _open_input(config: ConvertConfig) -> tuple[_Peeked, Sa1bConvert]:
-    inner = open_sa1b_tars(config.tar_path, spill_dir=_existing(config.output_dir))
+    inner = open_sa1b_tars(config.tar_path, spill_dir=existing_folder(config.output_dir))
     offers = _Peeked(inner)
     stage = Sa1bConvert.plan(
         offers.first_records(),
@@ -273,14 +273,6 @@ def _open_sink(config: ConvertConfig, stage: Sa1bConvert, disk: Disk | None) -> 
         "bbox_frame": "original",
         "derived_fields": list(stage.derived),
     }
-    provenance = {
-        "penstock": penstock.__version__,
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-        "host": platform.node(),
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "config": config.to_json(),
-    }
     try:
         if config.layout == "v1":
             return V1Sink(
@@ -296,7 +288,7 @@ def _open_sink(config: ConvertConfig, stage: Sa1bConvert, disk: Disk | None) -> 
             stage.schema,
             identity=identity,
             attributes=attributes,
-            provenance=provenance,
+            provenance=provenance(config.to_json()),
             durability=config.durability,
             part_rows=config.part_rows,
             disk=disk,
@@ -326,14 +318,9 @@ def _workers(config: ConvertConfig) -> int:
     return len(os.sched_getaffinity(0)) if config.workers < 0 else config.workers
 
 
-def _existing(path: Path) -> Path:
-    """The path, or the closest folder above it that exists."""
-    return next(folder for folder in (path, *path.absolute().parents) if folder.is_dir())
-
-
 def _check_room(config: ConvertConfig, offers: _Peeked, stage: Sa1bConvert) -> None:
     """Raises OutputFull where not even one row fits; how many rows a pipe brings nobody knows beforehand."""
-    free = shutil.disk_usage(_existing(config.output_dir)).free
+    free = shutil.disk_usage(existing_folder(config.output_dir)).free
     need = Layout.of(stage.schema).row_bytes
     if free < need:
         raise OutputFull(f"{config.output_dir}: one row takes {need} bytes, {free} are free")

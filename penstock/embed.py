@@ -2,7 +2,6 @@
 
 import itertools
 import os
-import platform
 import shutil
 import time
 from collections import Counter
@@ -12,9 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
-import penstock
 from penstock.embed_place import output_of, settle, take_place
 from penstock.errors import BadData, UsageError
 from penstock.jobs import Job, Launcher
@@ -32,7 +28,8 @@ from penstock.stages.workers import one_thread
 from penstock.store.disk import Disk
 from penstock.store.layout import Layout
 from penstock.store.manifest import NAME, Manifest
-from penstock.store.output import refused_if_unwritable
+from penstock.store.output import existing_folder, refused_if_unwritable
+from penstock.store.provenance import provenance
 from penstock.store.rows import DONE, FAILED
 from penstock.store.sink import StoreSink
 from penstock.store.state import known_rows
@@ -232,7 +229,7 @@ def plan_embed(config: EmbedConfig, *, check: Callable[[Sequence[str]], None] = 
         "reasons": dict(reasons),
         "left_over": _left_over(segments, known),
         "bytes_to_write": todo * row_bytes,
-        "bytes_free": shutil.disk_usage(_existing(config.cache_dir)).free,
+        "bytes_free": shutil.disk_usage(existing_folder(config.cache_dir)).free,
         "seconds_per_row": round(seconds, 4),
         "seconds_estimate": round(seconds * todo / workers, 1),
         "workers": workers,
@@ -340,22 +337,13 @@ def _is_sealed(output: Path) -> bool:
 
 
 def _open_sink(config: EmbedConfig, stage: EmbedSegments, output: Path, disk: Disk | None) -> StoreSink:
-    provenance = {
-        "penstock": penstock.__version__,
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-        "libraries": dict(stage.embedder.libraries()),
-        "host": platform.node(),
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "config": config.to_json(),
-    }
     with refused_if_unwritable(output):
         return StoreSink(
             output,
             stage.schema,
             identity=stage.identity(),
             attributes=attributes_of(stage),
-            provenance=provenance,
+            provenance=provenance(config.to_json(), libraries=dict(stage.embedder.libraries())),
             durability=config.durability,
             part_rows=config.part_rows,
             disk=disk,
@@ -371,11 +359,6 @@ def _workers(config: EmbedConfig, stage: EmbedSegments) -> int:
     if config.num_workers >= 0:
         return config.num_workers
     return len(os.sched_getaffinity(0)) if stage.embedder.device == "cpu" else WORKERS_PER_GPU * config.devices
-
-
-def _existing(path: Path) -> Path:
-    """The path, or the closest folder above it that exists."""
-    return next(folder for folder in (path, *path.absolute().parents) if folder.is_dir())
 
 
 def _probe(segments: Segments, stage: EmbedSegments) -> float:

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import platform
 import shutil
 import time
 from collections import Counter
@@ -13,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 
-import penstock
 from penstock.errors import BadData, BudgetExceeded, OutputRefused, RecipeMismatch, RowError
 from penstock.jobs import Job, Launcher
 from penstock.launch.local import Inline, Local
@@ -33,6 +31,7 @@ from penstock.store.claims import Claim
 from penstock.store.disk import Disk
 from penstock.store.manifest import Manifest
 from penstock.store.output import refused_if_unwritable
+from penstock.store.provenance import provenance
 from penstock.store.rows import DONE, FAILED
 from penstock.store.state import check_output, known_rows
 
@@ -306,21 +305,13 @@ def _clear_old(outputs: Outputs) -> None:
 
 
 def _open_sink(config: RefineConfig, stage: RefineFrames, disk: Disk | None) -> RefineSink:
-    provenance = {
-        "penstock": penstock.__version__,
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-        "host": platform.node(),
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "config": config.to_json(),
-    }
     return RefineSink(
         config.outputs,
         stage.schema,
         existing=config.existing,
         identity=stage.identity(),
         attributes={"kind": "refined", "output_dir_name": config.output_dir_name, "format": config.format},
-        provenance=provenance,
+        provenance=provenance(config.to_json()),
         durability=config.durability,
         part_rows=config.part_rows,
         disk=disk,

@@ -1,7 +1,6 @@
 """Saves tracking samples as folders that a person can look at and a network can be trained on: `penstock sequence save`."""
 
 import os
-import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -10,7 +9,6 @@ import numpy as np
 import orjson
 import xxhash
 
-import penstock
 from penstock.draws import Draw, Frames, TrackSample, TrackTable
 from penstock.errors import UsageError
 from penstock.jobs import Job
@@ -38,6 +36,7 @@ from penstock.stages.sequence import CroppedSample, Rejected
 from penstock.stages.sequence_record import SampleShape, first_accepted
 from penstock.store.disk import Disk
 from penstock.store.output import refused_if_unwritable
+from penstock.store.provenance import provenance
 from penstock.track_samples import TrackSamples
 from penstock.track_tables import track_tables
 from penstock.tracking import Tracking
@@ -331,16 +330,6 @@ def _masks(role: str, masks: Sequence[np.ndarray] | np.ndarray, folder: str) -> 
 
 
 def _open_sink(config: SequenceConfig, stage: SaveSequences, disk: Disk | None) -> SequenceSink:
-    provenance = {
-        "penstock": penstock.__version__,
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-        "host": platform.node(),
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "roots": stage.roots(),
-        "sequences": stage.sequence_counts(),
-        "config": config.to_json(),
-    }
     with refused_if_unwritable(config.output):
         return SequenceSink(
             config.output,
@@ -348,7 +337,7 @@ def _open_sink(config: SequenceConfig, stage: SaveSequences, disk: Disk | None) 
             schema=stage.saved_schema(),
             timestamp=config.save.timestamp,
             now=time.strftime("%Y%m%d_%H%M%S"),
-            provenance=provenance,
+            provenance=provenance(config.to_json(), roots=stage.roots(), sequences=stage.sequence_counts()),
             durability=config.save.durability,
             disk=disk,
         )

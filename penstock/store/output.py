@@ -64,3 +64,8 @@ def replace_file(path: Path, content: bytes) -> None:
             disk.replace(path, content)
         finally:
             disk.close()
+
+
+def existing_folder(path: Path) -> Path:
+    """The path, or the closest folder above it that exists."""
+    return next(folder for folder in (path, *path.absolute().parents) if folder.is_dir())
