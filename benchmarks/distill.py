@@ -332,7 +332,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--num-workers", type=int, default=2, help="threads of penstock, processes of the seed's way")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
     parser.add_argument(
         "--step-ms", type=float, nargs="+", default=[40.0, 10.0], help="a picture, of the emulated device"
     )

@@ -10,9 +10,7 @@ from penstock.cli_job import run_job
 from penstock.report import dump_json
 
 if TYPE_CHECKING:
-    from penstock.embed import EmbedConfig
     from penstock.embed_verify import Verified
-    from penstock.jobs import Launcher
     from penstock.models.protocols import Embedder
     from penstock.report import Report
     from penstock.source import Source
@@ -113,6 +111,7 @@ def embed(
     from penstock.embed_as import embed_as, plan_embed_as
     from penstock.embed_verify import verify_sample as verify_sample_of
     from penstock.errors import UsageError
+    from penstock.launch.workers import launcher_of
 
     if verify_sample < 0:
         raise UsageError(f"--verify-sample {verify_sample}: expected a number of rows, or 0 for none")
@@ -127,7 +126,9 @@ def embed(
         print(dump_json(plan) if json else f"{cache_dir}: {plan['rows']}, {plan['reasons']}, {plan['bytes_to_write']} bytes, "
               f"about {plan['seconds_estimate']} s on {plan['workers']} workers")  # fmt: skip
         return OK
-    workers = _launcher(config, launcher, ray_address)
+    workers = launcher_of(
+        launcher, ray_address, num_workers=config.num_workers, devices=config.devices, timeout_s=config.timeout_s
+    )
     checks: list[Verified] = []
 
     def run(progress: "Callable[[Report], None]", stop: "Callable[[], str]") -> "Report":
@@ -302,25 +303,6 @@ def embedding_map(
         else output
     )
     return OK
-
-
-def _launcher(config: "EmbedConfig", launcher: str, address: str | None) -> "Launcher | None":
-    """None: what the configuration takes on this machine."""
-    from penstock.errors import UsageError
-
-    if launcher == "local":
-        if address is not None:
-            raise UsageError(f"--ray-address {address}: expected none with the local launcher; say --launcher ray")
-        return None
-    if config.devices > 1:
-        raise UsageError(
-            f"--launcher ray: each worker has a GPU of its own; expected no --devices, got {config.devices}"
-        )
-    if config.num_workers == 0:
-        raise UsageError("--launcher ray: expected workers, got --num-workers 0, which works in this process")
-    from penstock.launch.ray import Ray
-
-    return Ray(config.num_workers if config.num_workers > 0 else None, address=address, timeout_s=config.timeout_s)
 
 
 def _embedder_of(store: "Store", spec: str | None, device: str) -> "Embedder":

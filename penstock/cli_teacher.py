@@ -10,10 +10,8 @@ from penstock.cli_job import run_job
 from penstock.report import dump_json
 
 if TYPE_CHECKING:
-    from penstock.jobs import Launcher
     from penstock.report import Report
     from penstock.teacher_check import Checked
-    from penstock.teacher_config import TeacherConfig
 
 
 def teacher(
@@ -116,6 +114,7 @@ def teacher(
         No progress on stderr.
     """
     from penstock.errors import UsageError
+    from penstock.launch.workers import launcher_of
     from penstock.teacher import TeacherConfig, plan_teach, teach
     from penstock.teacher_check import check_rows
 
@@ -134,7 +133,9 @@ def teacher(
         print(dump_json(plan) if json else f"{output}: {plan['rows']}, {plan['reasons']}, {plan['bytes_to_write']} bytes, "
               f"about {plan['seconds_estimate']} s on {plan['workers']} workers")  # fmt: skip
         return OK
-    workers = _launcher(config, launcher, ray_address)
+    workers = launcher_of(
+        launcher, ray_address, num_workers=config.num_workers, devices=config.devices, timeout_s=config.timeout_s
+    )
     checks: list[Checked] = []
 
     def run(progress: "Callable[[Report], None]", stop: "Callable[[], str]") -> "Report":
@@ -162,22 +163,3 @@ def _warn(report: "Report") -> None:
         print(f"penstock: teacher: {notes['model_type']}: random weights: the features mean nothing", file=sys.stderr)
     if notes.get("without_object"):
         print(f"penstock: teacher: {notes['without_object']} pictures have no object, and no box", file=sys.stderr)
-
-
-def _launcher(config: "TeacherConfig", launcher: str, address: str | None) -> "Launcher | None":
-    """None: what the configuration takes on this machine."""
-    from penstock.errors import UsageError
-
-    if launcher == "local":
-        if address is not None:
-            raise UsageError(f"--ray-address {address}: expected none with the local launcher; say --launcher ray")
-        return None
-    if config.devices > 1:
-        raise UsageError(
-            f"--launcher ray: each worker has a GPU of its own; expected no --devices, got {config.devices}"
-        )
-    if config.num_workers == 0:
-        raise UsageError("--launcher ray: expected workers, got --num-workers 0, which works in this process")
-    from penstock.launch.ray import Ray
-
-    return Ray(config.num_workers if config.num_workers > 0 else None, address=address, timeout_s=config.timeout_s)

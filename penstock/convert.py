@@ -26,11 +26,11 @@ from penstock.store.disk import Disk
 from penstock.store.layout import Layout
 from penstock.store.output import existing_folder
 from penstock.store.provenance import provenance
-from penstock.store.rows import DONE, FAILED
 from penstock.store.sink import StoreSink
 from penstock.store.state import check_output, known_rows
 from penstock.store.v1_schema import MASK_SIZE
 from penstock.store.v1_sink import V1Sink, check_v1_output
+from penstock.work_plan import COMPUTED, num_computed, reason_of
 
 COMMAND = "convert sa1b-tar"
 PROBE_ROWS = 3
@@ -177,11 +177,11 @@ def plan_sa1b_tar(config: ConvertConfig) -> dict[str, object]:
     reasons: Counter[str] = Counter()
     probe: list[Candidate] = []
     for candidate in itertools.islice(offers.candidates(), config.max_samples):
-        reason = _why(candidate, known, config.retry_failed)
+        reason = reason_of(candidate.key, candidate.cheap, known, retry=config.retry_failed)
         reasons[reason] += 1
-        if reason in _COMPUTED and not candidate.failure and len(probe) < PROBE_ROWS:
+        if reason in COMPUTED and not candidate.failure and len(probe) < PROBE_ROWS:
             probe.append(candidate)
-    todo = sum(reasons[reason] for reason in _COMPUTED)
+    todo = num_computed(reasons)
     seconds, row_bytes = _probe(offers, stage, probe)
     workers = max(1, _workers(config))
     return {
@@ -198,9 +198,6 @@ def plan_sa1b_tar(config: ConvertConfig) -> dict[str, object]:
         "fields": list(stage.schema),
         "problems": [vars(problem) for problem in offers.problems],
     }
-
-
-_COMPUTED = ("missing", "changed input", "failed before")
 
 
 class _Peeked:
@@ -324,17 +321,6 @@ def _check_room(config: ConvertConfig, offers: _Peeked, stage: Sa1bConvert) -> N
     need = Layout.of(stage.schema).row_bytes
     if free < need:
         raise OutputFull(f"{config.output_dir}: one row takes {need} bytes, {free} are free")
-
-
-def _why(candidate: Candidate, known: dict[str, tuple[int, int]], retry_failed: bool) -> str:
-    state, cheap = known.get(candidate.key, (0, 0))
-    if not state:
-        return "missing"
-    if cheap not in (candidate.cheap, 0):
-        return "changed input"
-    if state == FAILED:
-        return "failed before" if retry_failed else "failed before, not retried"
-    return "done" if state == DONE else "missing"
 
 
 def _probe(offers: _Peeked, stage: Sa1bConvert, candidates: list[Candidate]) -> tuple[float, int]:

@@ -1,7 +1,6 @@
 """One unit vector per segment: wires source, stage and sink into a job. `penstock embed`."""
 
 import itertools
-import os
 import shutil
 import time
 from collections import Counter
@@ -14,7 +13,7 @@ from typing import Literal
 from penstock.embed_place import output_of, settle, take_place
 from penstock.errors import BadData, UsageError
 from penstock.jobs import Job, Launcher
-from penstock.launch.local import Inline, Local
+from penstock.launch.workers import local_launcher, num_workers_of, require_devices
 from penstock.models.embedders import open_embedder
 from penstock.models.opened import require_torch, torch_device
 from penstock.registry import open_source
@@ -27,18 +26,16 @@ from penstock.stages.embed import Path as CropPath
 from penstock.stages.workers import one_thread
 from penstock.store.disk import Disk
 from penstock.store.layout import Layout
-from penstock.store.manifest import NAME, Manifest
 from penstock.store.output import existing_folder, refused_if_unwritable
 from penstock.store.provenance import provenance
-from penstock.store.rows import DONE, FAILED
 from penstock.store.sink import StoreSink
 from penstock.store.state import known_rows
+from penstock.work_plan import is_sealed, num_computed, reasons_of
 
 COMMAND = "embed"
 DEFAULT_SPEC = "openclip:timm/ViT-B-16-SigLIP"
 ROWS_PER_PICTURE = 12
 """COCO has eleven segments a picture: what `batch_size` pictures are in rows."""
-WORKERS_PER_GPU = 4
 DECODE_THREADS = 4
 """Threads of each worker of a GPU that decode pictures."""
 PROBE_ROWS = 2
@@ -170,7 +167,7 @@ def embed(
     if left_over:
         report.notes["left_over"] = left_over
     sink = _open_sink(config, stage, output, disk)  # also removes what a run killed right after its last row left
-    if _is_sealed(output) and not sum(reasons[reason] for reason in _COMPUTED):
+    if is_sealed(output) and not num_computed(reasons):
         sink.release()
         report.planned = report.skipped = sum(reasons.values())
         report.done, report.failed = reasons["done"], report.planned - reasons["done"]
@@ -184,7 +181,7 @@ def embed(
         offers=segments,
         stage=stage,
         sink=sink,
-        launcher=launcher or _launcher(config, stage),
+        launcher=launcher or local_launcher(_workers(config, stage), config.timeout_s),
         report=report,
         budget=budget,
         retry_failed=config.retry_failed,
@@ -217,7 +214,7 @@ def plan_embed(config: EmbedConfig, *, check: Callable[[Sequence[str]], None] = 
     output = output_of(config.cache_dir, stage.identity(), stage.schema, on_change=config.on_change)
     known = known_rows(output)
     reasons = _reasons(config, segments, known)
-    todo = sum(reasons[reason] for reason in _COMPUTED)
+    todo = num_computed(reasons)
     row_bytes = Layout.of(stage.schema).row_bytes
     seconds = _probe(segments, stage) if todo else 0.0
     workers = max(1, _workers(config, stage))
@@ -271,7 +268,7 @@ def open_input(config: EmbedConfig) -> tuple[Segments, EmbedSegments]:
     )  # fmt: skip
     with one_thread("cpu"):  # as in workers: an ONNX session keeps the number of threads that it begins with
         embedder = reopen(device=config.device)
-    _refuse_devices(config, embedder.device)
+    require_devices(config.devices, embedder.device, config.num_workers)
     stage = EmbedSegments(
         embedder=embedder,
         segments=segments.schema,
@@ -287,53 +284,18 @@ def open_input(config: EmbedConfig) -> tuple[Segments, EmbedSegments]:
     return segments, stage
 
 
-def _refuse_devices(config: EmbedConfig, device: str) -> None:
-    """Raises:
-    UsageError: several devices, and not as many GPUs, or not as many workers.
-    """
-    kind, _, first = device.partition(":")
-    if config.devices == 1:
-        return
-    if kind == "cpu":
-        raise UsageError(f"devices: expected 1 on a CPU, whose cores the workers share, got {config.devices}")
-    torch_device(f"{kind}:{int(first) + config.devices - 1}")
-    if 0 <= config.num_workers < config.devices:
-        raise UsageError(
-            f"devices: expected a worker for each of {config.devices}, got num-workers {config.num_workers}"
-        )
-
-
-_COMPUTED = ("missing", "changed input", "failed before")
-
-
 def _reasons(config: EmbedConfig, segments: Segments, known: Mapping[str, tuple[int, int]]) -> Counter[str]:
-    """How many rows are to be computed, or not, and why."""
-    reasons: Counter[str] = Counter()
-    nothing = 0, 0
     rows = zip(segments.keys, segments.cheap_keys(), strict=True)
-    for key, cheap in itertools.islice(rows, config.max_segments):
-        state, before = known.get(key, nothing)
-        if state == DONE and before == cheap:
-            reasons["done"] += 1
-        elif not state:
-            reasons["missing"] += 1
-        elif before != cheap:
-            reasons["changed input"] += 1
-        elif state == FAILED:
-            reasons["failed before" if config.retry_failed else "failed before, not retried"] += 1
-    return reasons
+    return reasons_of(itertools.islice(rows, config.max_segments), known, retry=config.retry_failed)
+
+
+def _workers(config: EmbedConfig, stage: EmbedSegments) -> int:
+    return num_workers_of(config.num_workers, stage.embedder.device, config.devices)
 
 
 def _left_over(segments: Segments, known: Mapping[str, tuple[int, int]]) -> int:
     """Rows of the output that the source no longer has; they stay, and are said."""
     return len(known) - sum(map(known.__contains__, segments.keys)) if known else 0
-
-
-def _is_sealed(output: Path) -> bool:
-    if not (output / NAME).exists():
-        return False
-    parts = Manifest.load(output).parts
-    return bool(parts) and all(entry.sealed and not entry.draft for entry in parts)
 
 
 def _open_sink(config: EmbedConfig, stage: EmbedSegments, output: Path, disk: Disk | None) -> StoreSink:
@@ -348,17 +310,6 @@ def _open_sink(config: EmbedConfig, stage: EmbedSegments, output: Path, disk: Di
             part_rows=config.part_rows,
             disk=disk,
         )
-
-
-def _launcher(config: EmbedConfig, stage: EmbedSegments) -> Launcher:
-    workers = _workers(config, stage)
-    return Local(workers, timeout_s=config.timeout_s) if workers else Inline()
-
-
-def _workers(config: EmbedConfig, stage: EmbedSegments) -> int:
-    if config.num_workers >= 0:
-        return config.num_workers
-    return len(os.sched_getaffinity(0)) if stage.embedder.device == "cpu" else WORKERS_PER_GPU * config.devices
 
 
 def _probe(segments: Segments, stage: EmbedSegments) -> float:

@@ -1,8 +1,6 @@
 """What a teacher says of pictures, for students: wires source, stage and sink into a job. `penstock teacher`."""
 
 import itertools
-import os
-import platform
 import shutil
 import time
 from collections import Counter
@@ -13,33 +11,29 @@ from pathlib import Path
 
 import numpy as np
 
-import penstock
 from penstock.embed_place import output_of, settle, take_place
-from penstock.errors import BadData, RecipeMismatch, UsageError
+from penstock.errors import BadData, RecipeMismatch
 from penstock.jobs import Job, Launcher, Sink
-from penstock.launch.local import Inline, Local
+from penstock.launch.workers import local_launcher, num_workers_of, require_devices
 from penstock.models.distill_protocols import Teacher
-from penstock.models.opened import torch_device
 from penstock.models.teachers import TeacherOptions, open_teacher
 from penstock.registry import open_source
 from penstock.report import Budget, Report
-from penstock.source import Candidate
 from penstock.stages.teacher import JPEG, TeachPictures, attributes_of
 from penstock.stages.workers import one_thread
 from penstock.store import open_store
 from penstock.store.disk import Disk
 from penstock.store.layout import Layout
-from penstock.store.manifest import NAME, Manifest
-from penstock.store.output import refused_if_unwritable
-from penstock.store.rows import DONE, FAILED
+from penstock.store.output import existing_folder, refused_if_unwritable
+from penstock.store.provenance import provenance
 from penstock.store.sink import StoreSink
 from penstock.store.state import known_rows
 from penstock.store.v1_sink import check_v1_output
 from penstock.teacher_config import TeacherConfig as TeacherConfig
 from penstock.teacher_pictures import TeacherPictures
+from penstock.work_plan import is_sealed, num_computed, reasons_of
 
 COMMAND = "teacher"
-WORKERS_PER_GPU = 4
 DECODE_THREADS = 4
 """Threads of each worker of a GPU that decode pictures and masks."""
 PROBE_ROWS = 10
@@ -90,7 +84,7 @@ def teach(
     if left_over := len(known.keys() - set(pictures.keys)):
         report.notes["left_over"] = left_over
     sink = _open_sink(replace(config, output=output), stage, disk)
-    if config.write == "store" and _is_sealed(output) and not sum(reasons[reason] for reason in _COMPUTED):
+    if config.write == "store" and is_sealed(output) and not num_computed(reasons):
         sink.release()
         report.planned = report.skipped = sum(reasons.values())
         report.done, report.failed = reasons["done"], report.planned - reasons["done"]
@@ -102,7 +96,7 @@ def teach(
             offers=pictures,
             stage=stage,
             sink=sink,
-            launcher=launcher or _launcher(config, stage),
+            launcher=launcher or local_launcher(_workers(config, stage), config.timeout_s),
             report=report,
             budget=Budget.parse(config.max_failures) if config.max_failures is not None else None,
             retry_failed=config.retry_failed,
@@ -132,7 +126,7 @@ def plan_teach(config: TeacherConfig) -> dict[str, object]:
     output = _check_output(config, stage)
     known = _known(config, output)
     reasons = _reasons(config, pictures, known)
-    todo = sum(reasons[reason] for reason in _COMPUTED)
+    todo = num_computed(reasons)
     seconds, row_bytes = _probe(pictures, stage) if todo else (0.0, 0)
     workers = max(1, _workers(config, stage))
     return {
@@ -143,7 +137,7 @@ def plan_teach(config: TeacherConfig) -> dict[str, object]:
         "reasons": dict(reasons),
         "left_over": len(known.keys() - set(pictures.keys)),
         "bytes_to_write": todo * row_bytes,
-        "bytes_free": shutil.disk_usage(_existing(config.output)).free,
+        "bytes_free": shutil.disk_usage(existing_folder(config.output)).free,
         "seconds_per_row": round(seconds, 4),
         "seconds_estimate": round(seconds * todo / workers, 1),
         "workers": workers,
@@ -167,7 +161,7 @@ def open_input(config: TeacherConfig) -> tuple[TeacherPictures, TeachPictures]:
     )  # fmt: skip
     with one_thread("cpu"):
         teacher = open_teacher(config.model_type, options)
-    _refuse_devices(config, teacher.device)
+    require_devices(config.devices, teacher.device, config.num_workers)
     stage = TeachPictures(
         teacher=teacher,
         fields=config.fields,
@@ -188,38 +182,11 @@ def open_input(config: TeacherConfig) -> tuple[TeacherPictures, TeachPictures]:
 
 def provenance_of(config: TeacherConfig, stage: TeachPictures) -> dict[str, object]:
     """Who made an output, with what and when: recorded, never compared."""
-    return {
-        "penstock": penstock.__version__,
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-        "libraries": dict(stage.teacher.libraries()),
-        "host": platform.node(),
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "config": config.to_json(),
-    }
-
-
-_COMPUTED = ("missing", "changed input", "failed before")
+    return provenance(config.to_json(), libraries=dict(stage.teacher.libraries()))
 
 
 def _opened_on(model_type: str, options: TeacherOptions, *, device: str) -> Teacher:
     return open_teacher(model_type, replace(options, device=device))
-
-
-def _refuse_devices(config: TeacherConfig, device: str) -> None:
-    """Raises:
-    UsageError: several devices, and not as many GPUs, or not as many workers.
-    """
-    kind, _, first = device.partition(":")
-    if config.devices == 1:
-        return
-    if kind == "cpu":
-        raise UsageError(f"devices: expected 1 on a CPU, whose cores the workers share, got {config.devices}")
-    torch_device(f"{kind}:{int(first) + config.devices - 1}")
-    if 0 <= config.num_workers < config.devices:
-        raise UsageError(
-            f"devices: expected a worker for each of {config.devices}, got num-workers {config.num_workers}"
-        )
 
 
 def _check_output(config: TeacherConfig, stage: TeachPictures) -> Path:
@@ -250,28 +217,12 @@ def _known(config: TeacherConfig, output: Path) -> dict[str, tuple[int, int]]:
 
 
 def _reasons(config: TeacherConfig, pictures: TeacherPictures, known: Mapping[str, tuple[int, int]]) -> Counter[str]:
-    """How many rows are to be computed, or not, and why."""
-    reasons: Counter[str] = Counter()
-    for candidate in itertools.islice(pictures.candidates(), config.max_pictures):
-        reasons[_why(candidate, *known.get(candidate.key, (0, 0)), retry=config.retry_failed)] += 1
-    return reasons
+    rows = ((one.key, one.cheap) for one in itertools.islice(pictures.candidates(), config.max_pictures))
+    return reasons_of(rows, known, retry=config.retry_failed)
 
 
-def _why(candidate: Candidate, state: int, cheap: int, *, retry: bool) -> str:
-    if state == DONE and cheap == candidate.cheap:
-        return "done"
-    if state and cheap != candidate.cheap:
-        return "changed input"
-    if state == FAILED:
-        return "failed before" if retry else "failed before, not retried"
-    return "missing"
-
-
-def _is_sealed(output: Path) -> bool:
-    if not (output / NAME).exists():
-        return False
-    parts = Manifest.load(output).parts
-    return bool(parts) and all(entry.sealed and not entry.draft for entry in parts)
+def _workers(config: TeacherConfig, stage: TeachPictures) -> int:
+    return num_workers_of(config.num_workers, stage.teacher.device, config.devices)
 
 
 def _open_sink(config: TeacherConfig, stage: TeachPictures, disk: Disk | None) -> Sink:
@@ -290,22 +241,6 @@ def _open_sink(config: TeacherConfig, stage: TeachPictures, disk: Disk | None) -
             part_rows=config.part_rows,
             disk=disk,
         )
-
-
-def _launcher(config: TeacherConfig, stage: TeachPictures) -> Launcher:
-    workers = _workers(config, stage)
-    return Local(workers, timeout_s=config.timeout_s) if workers else Inline()
-
-
-def _workers(config: TeacherConfig, stage: TeachPictures) -> int:
-    if config.num_workers >= 0:
-        return config.num_workers
-    return len(os.sched_getaffinity(0)) if stage.teacher.device == "cpu" else WORKERS_PER_GPU * config.devices
-
-
-def _existing(path: Path) -> Path:
-    """The path, or the closest folder above it that exists."""
-    return next(folder for folder in (path, *path.absolute().parents) if folder.is_dir())
 
 
 def _probe(pictures: TeacherPictures, stage: TeachPictures) -> tuple[float, int]:

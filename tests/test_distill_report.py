@@ -20,7 +20,7 @@ from tests.test_sequence_report import CHROMIUM, PROBE, browse
 
 EVIL = "<script>alert(1)</script>&\"'"
 METRICS = {
-    "samples": 40.0, "without_box": 2.0, "cosine": 0.875, "mse": 0.05, "cka": 0.75, "std_ratio": 0.9, "edge_f1": 0.55,
+    "samples": 40.0, "without_box": 2.0, "unreadable": 1.0, "cosine": 0.875, "mse": 0.05, "cka": 0.75, "std_ratio": 0.9, "edge_f1": 0.55,
     "miou_student_gt": 0.625, "miou_teacher_gt": 0.78125, "miou_student_teacher": 0.7,
 }  # fmt: skip
 BASELINES = {
@@ -87,7 +87,8 @@ def test_the_page_says_what_the_report_says(tmp_path: Path) -> None:
         "Student <b>yolov8</b>, teacher <b>sam2.1_hiera_b+</b>: 400 of 400 steps on 11,000 pictures, 48 held out"
         in page
     )
-    assert "40 of them evaluated, 2 of these without a box" in page
+    assert "40 of them evaluated, 2 of these without a box, 1 not readable." in page
+    assert "unreadable" not in page
     assert "teacher 0.7812 (80% of it), untrained 0.25, mean feature 0.375" in page
     assert row_of(page, "mIoU of the frozen decoder&#39;s masks, student&#39;s features against the truth")[1:] == [
         "miou_student_gt", "more", "0.625", "0.25", "0.375", "0.7812", "better"]  # fmt: skip
