@@ -46,8 +46,13 @@ def info(source: str, *, sample: int = 16, json: Json = False) -> int:
     return OK
 
 
-def listed(what: Literal["readers", "models", "exporters", "stages", "launchers"], *, json: Json = False) -> int:
-    """List what is there by name: readers, models, exporters, stages, launchers; those of other packages included.
+_Kind = Literal[
+    "readers", "models", "captioners", "proposers", "teachers", "students", "exporters", "stages", "launchers"
+]
+
+
+def listed(what: _Kind, *, json: Json = False) -> int:
+    """List what is there by name: readers, models, students, exporters, ...; those of other packages included.
 
     Parameters
     ----------

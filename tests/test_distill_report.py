@@ -20,8 +20,8 @@ from tests.test_sequence_report import CHROMIUM, PROBE, browse
 
 EVIL = "<script>alert(1)</script>&\"'"
 METRICS = {
-    "samples": 40.0, "without_box": 2.0, "unreadable": 1.0, "cosine": 0.875, "mse": 0.05, "cka": 0.75, "std_ratio": 0.9, "edge_f1": 0.55,
-    "miou_student_gt": 0.625, "miou_teacher_gt": 0.78125, "miou_student_teacher": 0.7,
+    "samples": 40.0, "without_box": 2.0, "unreadable": 1.0, "cosine": 0.875, "mse": 0.05, "cka": 0.75, "std_ratio": 0.9,
+    "edge_f1": 0.55, "miou_student_gt": 0.625, "miou_teacher_gt": 0.78125, "miou_student_teacher": 0.7,
 }  # fmt: skip
 BASELINES = {
     "untrained": {"cosine": 0.02, "mse": 1.5, "miou_student_gt": 0.25},
