@@ -152,7 +152,7 @@ def _figure(value: object) -> str:
 def _plain(value: object) -> str:
     """As it was given: a setting is read to be used again."""
     if isinstance(value, list):
-        return ", ".join(_plain(one) for one in value)
+        return ", ".join(_plain(one) for one in value) or "none"
     return "none" if value is None else str(value)
 
 

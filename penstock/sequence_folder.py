@@ -30,6 +30,7 @@ import xxhash
 
 from penstock.errors import BadData, OutputRefused, SourceNotFound, StoreCorrupt, UsageError
 from penstock.geometry.images import encode_jpeg
+from penstock.geometry.opencv import cv2
 from penstock.readers.plain_pickle import load_plain_pickle
 from penstock.schema import Record, Schema
 from penstock.store.disk import Disk
@@ -90,8 +91,6 @@ def encode_mask(mask: np.ndarray) -> bytes:
 
 
 def _png(pixels: np.ndarray) -> bytes:
-    import cv2
-
     done, encoded = cv2.imencode(".png", np.ascontiguousarray(pixels), [cv2.IMWRITE_PNG_COMPRESSION, 1])
     if not done:
         raise BadData(f"pixels of shape {pixels.shape} and type {pixels.dtype} could not be made a PNG")

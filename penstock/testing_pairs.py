@@ -269,7 +269,7 @@ class WindowPairs:
 
     def _image(self, photo: _Photo, window: Window) -> np.ndarray:
         """(side, side, 3) uint8 RGB."""
-        import cv2
+        from penstock.geometry.opencv import cv2
 
         pixels = photo.image[window.y : window.y + window.side, window.x : window.x + window.side]
         small = np.asarray(cv2.resize(pixels, (self.side, self.side), interpolation=cv2.INTER_AREA))
@@ -320,7 +320,7 @@ def _photo(image: np.ndarray, objects: Sequence[_Object], min_area: float) -> _P
 
 def _view(rng: np.random.Generator, view: int, test: bool) -> Record:
     """The target is object 0; all is drawn for both views, so that each is a pure function of the pair."""
-    import cv2
+    from penstock.geometry.opencv import cv2
 
     pictures, labels = _writings()
     colours, digits = _objects(rng)
@@ -361,11 +361,12 @@ def _objects(rng: np.random.Generator) -> tuple[list[str], list[int]]:
 @lru_cache(maxsize=1)
 def _writings() -> tuple[np.ndarray, np.ndarray]:
     """(1797, 8, 8) float32 0..1 and (1797,) labels."""
+    from penstock.geometry import opencv  # noqa: F401  needed later: said at once
+
     try:
-        import cv2  # noqa: F401
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise MissingExtra("scikit-learn", "search,images", "moving digits") from error
+        raise MissingExtra("scikit-learn", "search", "moving digits") from error
     found = load_digits()
     if found.images.shape != (1797, 8, 8):
         raise BadData(f"scikit-learn's digits: expected (1797, 8, 8), got {found.images.shape}")

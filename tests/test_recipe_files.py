@@ -48,5 +48,5 @@ def test_a_file_that_does_not_fit_is_refused(tmp_path: Path, content: str, said:
 def test_an_unknown_name_and_a_missing_file_are_said() -> None:
     with pytest.raises(UsageError, match="expected one of full_distill, quick_distill"):
         distill_recipe("quick")
-    with pytest.raises(SourceNotFound, match="nowhere.toml"):
+    with pytest.raises(SourceNotFound, match=r"nowhere\.toml"):
         dual_loop_recipe("nowhere.toml")

@@ -10,12 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from penstock.errors import MissingExtra
-
-try:
-    import cv2
-except ImportError as error:
-    raise MissingExtra("opencv-python-headless", "images", "cropping pictures") from error
+from penstock.geometry.opencv import cv2
 
 MAX_SIDE = 1 << 14
 """Largest side of a crop in pixels of the picture. A box that asks for a larger one is taken for a wrong box."""

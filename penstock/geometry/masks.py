@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from penstock.errors import BadData, MissingExtra
+from penstock.errors import BadData
 
 MAX_SIDE = 32_766
 """OpenCV's limit for a side."""
@@ -76,10 +76,8 @@ def resize_mask(mask: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
     """
     if mask.ndim != 2 or not 0 < min(mask.shape) <= max(mask.shape) <= MAX_SIDE:
         raise BadData(f"mask: expected (H, W) with sides of 1..{MAX_SIDE}, got shape {mask.shape}")
-    try:
-        import cv2
-    except ImportError as error:
-        raise MissingExtra("opencv-python-headless", "images", "resizing masks") from error
+    from penstock.geometry.opencv import cv2
+
     cover = cv2.resize(np.ascontiguousarray(mask, np.float32), size_hw[::-1], interpolation=cv2.INTER_AREA)
     small = (cover > 0.5).astype(np.uint8)
     if not small.any() and cover.max() > 0:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from penstock.errors import MissingExtra
 from penstock.geometry.boxes import mask_box
 from penstock.geometry.polygons import mask_to_polygons, polygons_to_mask
 
@@ -96,10 +95,8 @@ def _quantised(outlines: Sequence[np.ndarray]) -> list[list[int]]:
 
 
 def _coarser(outline: np.ndarray, tolerance: float) -> np.ndarray:
-    try:
-        import cv2
-    except ImportError as error:
-        raise MissingExtra("opencv-python-headless", "images", "making outlines coarser") from error
+    from penstock.geometry.opencv import cv2
+
     points: np.ndarray = cv2.approxPolyDP(outline.astype(np.float32)[:, None], tolerance, True)[:, 0]
     return points
 

@@ -8,11 +8,11 @@ object; small ones are holes, which all around them may claim; what nobody reach
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 
-from penstock.errors import MissingExtra, UsageError
+from penstock.errors import UsageError
+from penstock.geometry.opencv import cv2
 from penstock.refining.proposals import from_masks
 from penstock.refining.types import Frame, Objects, Prompts, Proposals
 
@@ -62,12 +62,7 @@ class Classical:
         return {"proposer": "classical", "version": 1, **asdict(self)}
 
     def encode(self, frames: Sequence[Frame]) -> "Sequence[Snapped]":
-        """Looks at frames; the work is done when they are prompted.
-
-        Raises:
-            MissingExtra: OpenCV is missing.
-        """
-        _opencv()
+        """Looks at frames; the work is done when they are prompted."""
         return [Snapped(frame, self) for frame in frames]
 
 
@@ -109,11 +104,7 @@ def snap(image: np.ndarray, objects: Objects, settings: Classical) -> np.ndarray
 
     Returns:
         (H, W) uint16: number of the object, 0 where there is none.
-
-    Raises:
-        MissingExtra: OpenCV is missing.
     """
-    cv2 = _opencv()
     count = len(objects)
     if not count:
         return objects.labels.astype(np.uint16)
@@ -138,7 +129,6 @@ def _compete(
     settings: Classical,
 ) -> None:
     """Lets one object bid for the pixels in its reach; `state` is the best bid so far and whose it is."""
-    cv2 = _opencv()
     known, labels = maps
     best, winner = state
     diagonal = float(np.hypot(*known.shape))
@@ -161,7 +151,6 @@ def _log_likelihood(colours: np.ndarray, mask: np.ndarray, window: int) -> np.nd
 
     Moments vary slowly: they are reckoned on a picture a few times smaller. Far from the mask they mean nothing.
     """
-    cv2 = _opencv()
     size = mask.shape[::-1]
     step = max(1, window // 5)
     small = tuple(max(1, -(-side // step)) for side in size)
@@ -177,16 +166,15 @@ def _log_likelihood(colours: np.ndarray, mask: np.ndarray, window: int) -> np.nd
     weight = mean(inside)[..., None] + np.float32(1e-6)
     middle = mean(own) / weight
     variance = np.maximum(mean(own * colours) / weight - middle * middle, 0) + np.float32(_LEAST_VARIANCE)
-    middle, variance = (cv2.resize(one, size, interpolation=cv2.INTER_LINEAR) for one in (middle, variance))
-    spread = np.log(variance).sum(-1)
-    off = (colours - middle) ** 2 / variance
+    whole_middle, whole_variance = (cv2.resize(one, size, interpolation=cv2.INTER_LINEAR) for one in (middle, variance))
+    spread = np.log(whole_variance).sum(-1)
+    off = (colours - whole_middle) ** 2 / whole_variance
     fit: np.ndarray = np.float32(-0.5) * (np.minimum(off, np.float32(_FIT_LIMIT)).sum(-1) + spread)
     return fit
 
 
 def _filled(objects: Objects, hole_share: float) -> tuple[np.ndarray, np.ndarray]:
     """(H, W) int32 labels, large unlabelled areas numbered K + 1: with holes as 0, and with the nearest label there."""
-    cv2 = _opencv()
     labels = objects.labels.astype(np.int32)
     empty = (labels == 0).view(np.uint8)
     _, pieces, figures, _ = cv2.connectedComponentsWithStats(empty, connectivity=4)
@@ -204,12 +192,3 @@ def _grown(rectangle: Sequence[int], margin: int, size_hw: tuple[int, ...]) -> t
     x, y, width, height = rectangle
     rows = slice(max(0, y - margin), min(size_hw[0], y + height + margin))
     return rows, slice(max(0, x - margin), min(size_hw[1], x + width + margin))
-
-
-def _opencv() -> Any:
-    """The module `cv2`."""
-    try:
-        import cv2
-    except ImportError as error:
-        raise MissingExtra("opencv-python-headless", "images", "the classical proposer") from error
-    return cv2

@@ -4,12 +4,7 @@ import math
 
 import numpy as np
 
-from penstock.errors import MissingExtra
-
-try:
-    import cv2
-except ImportError as error:
-    raise MissingExtra("opencv-python-headless", "images", "refining id maps") from error
+from penstock.geometry.opencv import cv2
 
 LINES = 350
 """Colours are looked at in so many rows and columns along the diagonal, or in all of a smaller picture."""

@@ -2,15 +2,10 @@
 
 import numpy as np
 
-from penstock.errors import MissingExtra
+from penstock.geometry.opencv import cv2
 from penstock.refining.runs import positions
 from penstock.refining.trust import Trust
 from penstock.refining.types import FALLBACK, Assignment, Objects
-
-try:
-    import cv2
-except ImportError as error:
-    raise MissingExtra("opencv-python-headless", "images", "refining id maps") from error
 
 Box = tuple[int, int, int, int]
 Union = tuple[int, Box, np.ndarray]

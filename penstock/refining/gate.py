@@ -5,17 +5,12 @@ import math
 
 import numpy as np
 
-from penstock.errors import MissingExtra
+from penstock.geometry.opencv import cv2
 from penstock.refining.colours import votes
 from penstock.refining.decide import without_proposal
 from penstock.refining.settings import RefineSettings
 from penstock.refining.trust import Trust, histogram
 from penstock.refining.types import Assignment, Gate, Objects
-
-try:
-    import cv2
-except ImportError as error:
-    raise MissingExtra("opencv-python-headless", "images", "refining id maps") from error
 
 STRIDE = 4
 """Pieces of large objects are counted in each fourth row and column."""

@@ -4,16 +4,11 @@ import math
 
 import numpy as np
 
-from penstock.errors import MissingExtra
 from penstock.geometry.masks import nearest
+from penstock.geometry.opencv import cv2
 from penstock.refining.settings import RefineSettings
 from penstock.refining.trust import Trust, band_width, trust
 from penstock.refining.types import LOW, MATCHED, MERGED, Objects, Prompts
-
-try:
-    import cv2
-except ImportError as error:
-    raise MissingExtra("opencv-python-headless", "images", "prompts for objects") from error
 
 LOGIT_SIDE = 256
 """Cells of the soft mask on each side."""

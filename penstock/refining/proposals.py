@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from penstock.errors import BadData, MissingExtra
+from penstock.errors import BadData
 from penstock.geometry.boxes import mask_box
 from penstock.geometry.masks import MAX_MASK_PIXELS, binary_mask
 from penstock.geometry.rle import decode_rle, encode_rle
@@ -294,20 +294,14 @@ def _is_clean(wide: np.ndarray, is_thin: np.ndarray) -> bool:
 
 def _outlines(mask: np.ndarray) -> Any:
     """Outlines of regions, corners included, and of their holes: (P, 1, 2) int32 x, y each."""
-    cv2 = _opencv()
+    from penstock.geometry.opencv import cv2
+
     return cv2.findContours(mask.view(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)[0]
 
 
 def _regions(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Connected regions of a mask, corners included: (h, w) int32 numbers from 1, 0 outside; (R + 1,) int64 areas."""
-    _, regions = _opencv().connectedComponents(mask.view(np.uint8), connectivity=8)
+    from penstock.geometry.opencv import cv2
+
+    _, regions = cv2.connectedComponents(mask.view(np.uint8), connectivity=8)
     return regions, np.bincount(regions.reshape(-1))
-
-
-def _opencv() -> Any:
-    """The module `cv2`."""
-    try:
-        import cv2
-    except ImportError as error:
-        raise MissingExtra("opencv-python-headless", "images", "cleaning masks") from error
-    return cv2

@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from penstock.errors import BadData, MissingExtra
+from penstock.errors import BadData
 from penstock.refining.labels import parse
 from penstock.refining.types import Objects
 
@@ -284,10 +284,8 @@ def _union_box(one: np.ndarray, other: np.ndarray) -> tuple[slice, slice]:
 
 def _band(mask: np.ndarray, width: int) -> np.ndarray:
     """What erosion takes from an (h, w) bool mask beyond whose sides nothing is set."""
-    try:
-        import cv2
-    except ImportError as error:
-        raise MissingExtra("opencv-python-headless", "images", "Boundary IoU") from error
+    from penstock.geometry.opencv import cv2
+
     inside = mask.view(np.uint8)
     kernel = np.ones((2 * width + 1, 2 * width + 1), np.uint8)
     core = cv2.erode(inside, kernel, borderType=cv2.BORDER_CONSTANT, borderValue=0)

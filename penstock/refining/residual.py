@@ -4,16 +4,11 @@ import math
 
 import numpy as np
 
-from penstock.errors import MissingExtra
+from penstock.geometry.opencv import cv2
 from penstock.refining.runs import positions, runs
 from penstock.refining.settings import RefineSettings
 from penstock.refining.trust import DEEPEST, Trust, band_width, histogram, look_up
 from penstock.refining.types import MERGED, Assignment, Objects
-
-try:
-    import cv2
-except ImportError as error:
-    raise MissingExtra("opencv-python-headless", "images", "refining id maps") from error
 
 REASONS = {
     "invalid": 0,

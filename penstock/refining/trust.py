@@ -5,15 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from penstock.errors import MissingExtra
+from penstock.geometry.opencv import cv2
 from penstock.refining.runs import runs
 from penstock.refining.settings import RefineSettings
 from penstock.refining.types import Objects
-
-try:
-    import cv2
-except ImportError as error:
-    raise MissingExtra("opencv-python-headless", "images", "refining id maps") from error
 
 DEEPEST = 4
 """Depth of a pixel that lies further from the boundary than the band is wide."""

@@ -7,8 +7,9 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from penstock.errors import BadData, MissingExtra, UsageError
+from penstock.errors import BadData, UsageError
 from penstock.geometry.images import decode_picture, encode_jpeg, picture_header, stretch
+from penstock.geometry.opencv import cv2
 from penstock.readers.npz import npz_names, read_npz
 from penstock.schema import Field, Record, Schema
 from penstock.stages import sa1b_fields
@@ -113,10 +114,6 @@ class Sa1bConvert:
 
     def setup(self, device: str) -> None:
         """Once per worker: one OpenCV thread, since the job runs a process per core. `device` is not used."""
-        try:
-            import cv2
-        except ImportError as error:
-            raise MissingExtra("opencv-python-headless", "images", "converting pictures") from error
         cv2.setNumThreads(1)
 
     def __call__(self, records: list[Record]) -> list[Record]:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import PIL
 
-from penstock.errors import MissingExtra
 from penstock.geometry.segment_crops import blend_table
 from penstock.models.protocols import PictureTransform
 
@@ -81,10 +80,8 @@ class FastPixels:
 
 def blended(pixels: np.ndarray, inside: np.ndarray, table: np.ndarray) -> np.ndarray:
     """(h, w, 3) uint8 with what is outside the mask taken from a table; equal to `segment_crops.blend`."""
-    try:
-        import cv2
-    except ImportError as error:
-        raise MissingExtra("opencv-python-headless", "images", "cropping pictures") from error
+    from penstock.geometry.opencv import cv2
+
     found = cv2.LUT(pixels, table)
     cv2.copyTo(pixels, inside, found)
     return np.asarray(found)

@@ -6,12 +6,13 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import PurePosixPath
-from typing import Any, ClassVar, Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import numpy as np
 import xxhash
 
-from penstock.errors import BadData, MissingExtra, UsageError
+from penstock.errors import BadData, UsageError
+from penstock.geometry.opencv import cv2
 from penstock.readers.fields import IMAGE, PATH
 from penstock.readers.pth import save_id_map
 from penstock.readers.scenes import SCENE
@@ -141,10 +142,9 @@ class RefineFrames:
             device: as the proposer's; "cuda" is the one GPU that this worker sees, whatever its number is elsewhere.
 
         Raises:
-            MissingExtra: OpenCV is not installed.
             UsageError: the weights have changed since the run began, or the device is not the proposer's.
         """
-        _cv2().setNumThreads(1)  # workers are processes
+        cv2.setNumThreads(1)  # workers are processes
         keep_memory()
         own = self.proposer.device
         if device not in ("auto", own, own.partition(":")[0]):
@@ -272,15 +272,12 @@ def table_of(objects: Objects, refined: Refined) -> dict[str, object]:
         }
         for k in range(len(objects))
     ]
-    pixels = (
-        _cv2().calcHist([refined.reasons], [0], None, [256], [0, 256]).ravel()
-    )  # a bincount takes five times as long
+    pixels = cv2.calcHist([refined.reasons], [0], None, [256], [0, 256]).ravel()  # a bincount takes five times as long
     return {"objects": rows, "reasons": {name: int(pixels[code]) for name, code in REASONS.items() if pixels[code]}}
 
 
 def _png(values: np.ndarray) -> bytes:
     """(H, W) uint8 or uint16 as a gray PNG; runs only, as maps are flat: half the time of the default."""
-    cv2 = _cv2()
     return bytes(
         cv2.imencode(
             ".png",
@@ -291,14 +288,6 @@ def _png(values: np.ndarray) -> bytes:
             ],
         )[1]
     )
-
-
-def _cv2() -> Any:
-    try:
-        import cv2
-    except ImportError as error:
-        raise MissingExtra("opencv-python-headless", "images", "refining masks") from error
-    return cv2
 
 
 def _plain(value: object) -> object:

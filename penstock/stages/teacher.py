@@ -10,6 +10,7 @@ from PIL import Image
 
 from penstock.errors import BadData, UsageError
 from penstock.geometry.images import encode_jpeg
+from penstock.geometry.opencv import cv2
 from penstock.models.distill_protocols import Level, Teacher
 from penstock.models.opened import require_torch
 from penstock.schema import Field, Record, Schema
@@ -144,8 +145,6 @@ class TeachPictures:
         Raises:
             UsageError: the teacher's weights have changed, or the device is not the teacher's.
         """
-        import cv2
-
         require_torch("train")  # at once: who keeps torch to one thread, does so with one that is loaded
         if self.threads == 1:
             cv2.setNumThreads(1)  # a worker per core

@@ -6,16 +6,11 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from penstock.errors import MissingExtra
 from penstock.geometry.boxes import xywh_to_xyxy
 from penstock.geometry.masks import resize_mask
+from penstock.geometry.opencv import cv2
 from penstock.refining.proposals import tight
 from penstock.schema import Field, Record
-
-try:
-    import cv2
-except ImportError as error:
-    raise MissingExtra("opencv-python-headless", "images", "edges and weight maps of masks") from error
 
 Strategy = Literal["largest", "all", "geometry-colour"]
 STRATEGIES = get_args(Strategy)
