@@ -12,6 +12,7 @@ torch = pytest.importorskip("torch")
 
 from penstock.distill_report import write_report  # noqa: E402
 from penstock.errors import BudgetExceeded, RecipeMismatch, SchemaError, UsageError  # noqa: E402
+from penstock.models.decoders import open_decoder  # noqa: E402
 from penstock.models.student_export import load_student  # noqa: E402
 from penstock.train.checkpoint import BEST, latest, load_checkpoint  # noqa: E402
 from penstock.train.distill_config import DistillConfig  # noqa: E402
@@ -134,6 +135,27 @@ def test_two_processes_equal_one(folder: Path, whole: Path, tmp_path: Path) -> N
     far = sum(float((alone[name] - first[name]).square().sum()) for name in trained)
     apart = sum(float((alone[name] - shared[name]).square().sum()) for name in trained)
     assert apart <= 1e-4 * far  # Adam divides by the gradient's size: what is nearly 0 may go either way
+
+
+def test_the_real_classes_of_sam2_from_pictures_to_a_student(tmp_path: Path) -> None:
+    """Teacher, frozen decoder, and a copy of it that learns from the second epoch on; random tiny weights."""
+    pytest.importorskip("transformers")
+    folder = write_set(tmp_path, model_type="random:tiny", feature_dtype="float16")
+    config = config_of(
+        folder, tmp_path / "run", loss_type="fsdlike", decoder="random:tiny", enable_mask_loss=True,
+        mask_task_start_epoch=1, mask_head_unfreeze_epoch=2, precision="bf16", gradient_accumulation_steps=2, batch_size=2,
+    )  # fmt: skip
+    found = run_distill(config)
+    assert found["step"] == 4
+    assert found["metrics"]["miou_teacher_gt"] is not None
+    frozen = open_decoder("random:tiny", device="cpu")
+    assert isinstance(frozen, torch.nn.Module)
+    learned = {
+        name.removeprefix("decoder."): value for name, value in weights(tmp_path / "run").items() if "decoder." in name
+    }
+    assert any(not torch.equal(value, learned[name]) for name, value in frozen.state_dict().items())
+    with pytest.raises(UsageError, match="another teacher"):
+        run_distill(config_of(folder, tmp_path / "other", decoder="stand-in"))
 
 
 def test_another_configuration_of_a_begun_run_is_refused(folder: Path, whole: Path) -> None:
