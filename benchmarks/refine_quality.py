@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from penstock.curves import curves_svg
 from penstock.errors import SourceNotFound
 from penstock.readers.scenes import Scenes
 from penstock.refining.classical import Classical
@@ -39,7 +40,6 @@ WAYS: Mapping[str, RefineSettings] = {
     "prompt": RefineSettings(),
 }
 ERRORS = (0.0, 0.1, 0.2, 0.3, 0.45, 0.6, 0.8, 1.0)
-COLOURS = {"seed": "#b04a2f", "overlap": "#2f6db0", "prompt": "#2a8a4a"}
 HEAD = ["| way | IoU | Boundary IoU | PQ | harm | invalid |", "| --- | --- | --- | --- | --- | --- |"]
 
 
@@ -143,35 +143,11 @@ def curve(cases: Sequence[Case]) -> dict[str, list[float]]:
 
 def drawn(shares: Mapping[str, Sequence[float]]) -> str:
     """The curve as SVG."""
-    width, height, left, top = 520, 300, 48, 24
-    low = min(0.5, *(min(values) for values in shares.values()))
-
-    def at(error: float, share: float) -> tuple[float, float]:
-        return left + error * (width - left - 110), top + (1 - share) / (1 - low) * (height - top - 44)
-
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="11">',
-        f'<rect width="{width}" height="{height}" fill="white"/>',
-        '<text x="8" y="14">share of the ceiling IoU, by error of the simulated proposals</text>',
-    ]
-    for share in np.linspace(low, 1, 6).tolist():
-        x, y = at(0, share)
-        parts.append(f'<path d="M{x:.1f} {y:.1f}H{at(1, 0)[0]:.1f}" stroke="#ddd"/>')
-        parts.append(f'<text x="{x - 6:.1f}" y="{y + 4:.1f}" text-anchor="end">{share:.0%}</text>')
-    for error in ERRORS:
-        x, y = at(error, low)
-        parts.append(f'<text x="{x:.1f}" y="{y + 16:.1f}" text-anchor="middle">{error:g}</text>')
-    ends = sorted((values[-1], name) for name, values in shares.items())
-    below = float("inf")
-    for last, name in ends:
-        points = " ".join(f"{x:.1f},{y:.1f}" for x, y in map(at, ERRORS, shares[name]))
-        colour = COLOURS.get(name, "#777")
-        dashes = ' stroke-dasharray="5 4"' if name == "coarse" else ""
-        parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"{dashes}/>')
-        x, y = at(1, last)
-        below = min(y + 4, below - 13)
-        parts.append(f'<text x="{x + 6:.1f}" y="{below:.1f}" fill="{colour}">{name}</text>')
-    return "\n".join([*parts, "</svg>", ""])
+    series = {
+        name: [(error, 100 * share) for error, share in zip(ERRORS, values, strict=True)]
+        for name, values in shares.items()
+    }
+    return curves_svg(series, title="IoU as a share of the ceiling", across="error of the simulated proposals", up="%")
 
 
 def print_data(scenes: Path, truths: Path) -> None:

@@ -161,5 +161,11 @@ def _warn(report: "Report") -> None:
         )
     if notes.get("random_weights"):
         print(f"penstock: teacher: {notes['model_type']}: random weights: the features mean nothing", file=sys.stderr)
+    if notes.get("without_annotation"):
+        print(
+            f"penstock: teacher: {notes['without_annotation']} pictures have no annotation and are left out; folder:DIR "
+            "takes pictures without masks",
+            file=sys.stderr,
+        )
     if notes.get("without_object"):
         print(f"penstock: teacher: {notes['without_object']} pictures have no object, and no box", file=sys.stderr)

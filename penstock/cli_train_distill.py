@@ -1,6 +1,7 @@
 """The command line of distillation: `penstock train distill`."""
 
 import logging
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -72,7 +73,7 @@ class DistillFlags:
     fsd_weight_bg: float | None = None
     """fsdlike: of cells without; 0.2."""
     fsd_temperature: float | None = None
-    """fsdlike: of the distributions over cells; 1."""
+    """fsdlike: of the teacher's attention; 1."""
     enable_edge_boost: _Switch = None
     """fgd and fsdlike also count cells with edges."""
     edge_weight: float | None = None
@@ -224,6 +225,8 @@ def run_distill(config: "DistillConfig", *, way: str = "train", level: int = log
 
 
 def _closing(found: dict[str, Any], way: str) -> list[str]:
+    from penstock.train.distill_run import EXPORT
+
     size = f"{found['samples']} pictures an epoch, {found['held_out']} held out, {found['global_batch']} a step"
     if way == "dry-run":
         return [size, *(f"  {name}: {value}" for name, value in found["plan"].items())]
@@ -232,7 +235,12 @@ def _closing(found: dict[str, Any], way: str) -> list[str]:
     since = f" (from step {found['first_step']} on)" if found["first_step"] else ""
     lines = [f"{found['step']} of {found['steps']} steps{since}, {size}"]
     lines += _table({"student": found["metrics"], **found["baselines"]})
-    lines += [f"exported: {path}" for path in found["export"]["files"]]
+    failed = sum((Counter(one["failed"]) for one in found["data"]), Counter())
+    if failed:
+        reasons = ", ".join(f"{name}: {count}" for name, count in failed.most_common())
+        lines.append(f"{failed.total()} bad rows were drawn and replaced by others ({reasons})")
+    folder = Path(found["config"]["output_dir"]) / EXPORT
+    lines += [f"exported: {folder / name}" for name in found["export"]["files"]]
     return [*lines, f"checkpoint: {found['checkpoint']}", f"report: {found['report']}"]
 
 

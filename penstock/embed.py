@@ -30,7 +30,7 @@ from penstock.store.output import existing_folder, refused_if_unwritable
 from penstock.store.provenance import provenance
 from penstock.store.sink import StoreSink
 from penstock.store.state import known_rows
-from penstock.work_plan import is_sealed, num_computed, reasons_of
+from penstock.work_plan import is_sealed, num_computed, reasons_of, say_unchanged
 
 COMMAND = "embed"
 DEFAULT_SPEC = "openclip:timm/ViT-B-16-SigLIP"
@@ -169,10 +169,7 @@ def embed(
     sink = _open_sink(config, stage, output, disk)  # also removes what a run killed right after its last row left
     if is_sealed(output) and not num_computed(reasons):
         sink.release()
-        report.planned = report.skipped = sum(reasons.values())
-        report.done, report.failed = reasons["done"], report.planned - reasons["done"]
-        report.problems = [vars(problem) for problem in segments.problems]
-        report.notes["unchanged"] = True
+        say_unchanged(report, reasons, segments.problems)
         if output != config.cache_dir:  # killed when the last row was done
             take_place(output, config.cache_dir)
         report.seconds = time.monotonic() - started

@@ -31,7 +31,7 @@ from penstock.store.state import known_rows
 from penstock.store.v1_sink import check_v1_output
 from penstock.teacher_config import TeacherConfig as TeacherConfig
 from penstock.teacher_pictures import TeacherPictures
-from penstock.work_plan import is_sealed, num_computed, reasons_of
+from penstock.work_plan import is_sealed, num_computed, reasons_of, say_unchanged
 
 COMMAND = "teacher"
 DECODE_THREADS = 4
@@ -52,7 +52,8 @@ def teach(
 
     Interrupted or finished, the same call does only what is missing, and what has changed: another picture, other masks. A
     picture that cannot be read, or whose features are not finite, is a failed row. One without an object has no box; the
-    report's note `without_object` counts these.
+    report's note `without_object` counts these. One of SA-1B without any annotation is no row; the note
+    `without_annotation` counts these.
 
     Args:
         config: see `TeacherConfig`.
@@ -75,7 +76,8 @@ def teach(
         settle(config.output)
     output = _check_output(config, stage)
     report = Report(command=COMMAND, output=str(config.output))
-    report.budget = Budget.parse(config.max_failures) if config.max_failures is not None else report.budget
+    budget = Budget.parse(config.max_failures) if config.max_failures is not None else None
+    report.budget = budget or report.budget
     report.notes |= {"config": config.to_json(), "model_type": stage.teacher.name, "device": stage.teacher.device}
     if stage.teacher.identity().get("random_weights"):
         report.notes["random_weights"] = True
@@ -83,13 +85,12 @@ def teach(
     reasons = _reasons(config, pictures, known)
     if left_over := len(known.keys() - set(pictures.keys)):
         report.notes["left_over"] = left_over
+    if pictures.without_annotation:
+        report.notes["without_annotation"] = pictures.without_annotation
     sink = _open_sink(replace(config, output=output), stage, disk)
     if config.write == "store" and is_sealed(output) and not num_computed(reasons):
         sink.release()
-        report.planned = report.skipped = sum(reasons.values())
-        report.done, report.failed = reasons["done"], report.planned - reasons["done"]
-        report.problems = [vars(problem) for problem in pictures.problems]
-        report.notes["unchanged"] = True
+        say_unchanged(report, reasons, pictures.problems)
         report.seconds = time.monotonic() - started
     else:
         Job(
@@ -98,7 +99,7 @@ def teach(
             sink=sink,
             launcher=launcher or local_launcher(_workers(config, stage), config.timeout_s),
             report=report,
-            budget=Budget.parse(config.max_failures) if config.max_failures is not None else None,
+            budget=budget,
             retry_failed=config.retry_failed,
             max_rows=config.max_pictures,
             device=stage.teacher.device,
@@ -136,6 +137,7 @@ def plan_teach(config: TeacherConfig) -> dict[str, object]:
         "rows": {"planned": sum(reasons.values()), "to_do": todo},
         "reasons": dict(reasons),
         "left_over": len(known.keys() - set(pictures.keys)),
+        "without_annotation": pictures.without_annotation,
         "bytes_to_write": todo * row_bytes,
         "bytes_free": shutil.disk_usage(existing_folder(config.output)).free,
         "seconds_per_row": round(seconds, 4),

@@ -12,6 +12,7 @@ from penstock.errors import BadData, UsageError
 from penstock.geometry.id_maps import id_boxes
 from penstock.readers.base import Reader, some
 from penstock.readers.fields import IMAGE
+from penstock.readers.sa1b import Sa1b
 from penstock.schema import Record, Schema
 from penstock.source import Candidate, Lookup, Problem, Source, check_index
 from penstock.stages.teacher_fields import OBJECT_BITS, OBJECT_BOXES, ObjectMasks
@@ -62,6 +63,11 @@ class TeacherPictures:
     def problems(self) -> list[Problem]:
         """Faults of whole files, as the source knows them."""
         return list(getattr(self.source, "problems", []))
+
+    @property
+    def without_annotation(self) -> int:
+        """Pictures without a mask that SA-1B has no row for, and that are none here; 0 of other sources, which keep no count."""
+        return int(self.source.describe()["json_without_rows"]) if isinstance(self.source, Sa1b) else 0  # type: ignore[call-overload]  # a number
 
     @property
     def keys(self) -> Sequence[str]:

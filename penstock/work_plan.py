@@ -1,9 +1,11 @@
 """Which rows of a job are to be computed, and why: from the keys of its input and what the output has."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from penstock.report import Report
+from penstock.source import Problem
 from penstock.store.manifest import NAME, Manifest
 from penstock.store.rows import DONE, FAILED
 
@@ -41,6 +43,21 @@ def reasons_of(rows: Iterable[tuple[str, int]], known: Known, *, retry: bool) ->
 def num_computed(reasons: Mapping[str, int]) -> int:
     """How many of them are computed."""
     return sum(reasons.get(reason, 0) for reason in COMPUTED)
+
+
+def say_unchanged(report: Report, reasons: Mapping[str, int], problems: Sequence[Problem]) -> None:
+    """Makes the report that of a run that has nothing to do.
+
+    Args:
+        report: changed in place.
+        reasons: from `reasons_of`; of no row to be computed.
+        problems: of the source.
+    """
+    report.planned = report.skipped = sum(reasons.values())
+    report.done = reasons.get("done", 0)
+    report.failed = report.planned - report.done
+    report.problems = [vars(problem) for problem in problems]
+    report.notes["unchanged"] = True
 
 
 def is_sealed(output: Path) -> bool:

@@ -291,6 +291,21 @@ def test_pictures_without_an_object_are_counted_and_have_no_box(tmp_path: Path) 
     assert teach(config(root, tmp_path / "largest", strategy="largest")).notes["without_object"] == 0
 
 
+def test_pictures_without_an_annotation_are_no_rows_and_are_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_pictures(tmp_path / "sa1b", 4)
+    parsed = json.loads((root / "sa_2.json").read_text())
+    (root / "sa_2.json").write_text(json.dumps({**parsed, "annotations": []}))
+    report = teach(config(root, tmp_path / "out"))
+    assert (report.done, report.notes["without_annotation"]) == (3, 1)
+    assert plan_teach(config(root, tmp_path / "other"))["without_annotation"] == 1
+    flags = ["--model-type", "stand-in", "--image-size", "64", "--num-workers", "0"]
+    assert main(["teacher", "--source", f"sa1b:{root}", "--output", str(tmp_path / "cli"), *flags]) == 0
+    assert "1 pictures have no annotation and are left out" in capsys.readouterr().err
+    assert "without_annotation" not in teach(config(write_pictures(tmp_path / "full", 2), tmp_path / "all")).notes
+
+
 def test_the_seed_s_layouts_hold_the_same_rows(pictures: Path, tmp_path: Path) -> None:
     large: dict[str, Any] = {"image_size": 1024, "max_pictures": 2, "batch_size": 1}
     teach(config(pictures, tmp_path / "store", **large))

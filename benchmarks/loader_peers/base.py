@@ -57,6 +57,23 @@ class Run:
         raise NotImplementedError
 
 
+class LoaderRun(Run):
+    """A loader that is iterated over and has a state_dict, as torch's way is."""
+
+    def __init__(self, loader: Any) -> None:
+        self.loader = loader
+
+    def batches(self) -> Iterator[list[int]]:
+        for batch in self.loader:
+            yield [int(number) for number in batch]
+
+    def state(self) -> Any:
+        return self.loader.state_dict()
+
+    def load(self, state: Any) -> None:
+        self.loader.load_state_dict(state)
+
+
 class Peer:
     """One library, used as its documentation says."""
 

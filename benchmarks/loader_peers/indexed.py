@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from loader_peers.base import WEIGHTS, Peer, Run, Setup, decode, numbers, payload
+from loader_peers.base import WEIGHTS, LoaderRun, Peer, Run, Setup, decode, numbers, payload
 
 
 class Rows:
@@ -89,11 +89,6 @@ class Nodes(Indexed):
     needs = ("torchdata", "torch")
 
     def open(self, setup: Setup) -> Run:
-        return _NodesRun(setup)
-
-
-class _NodesRun(Run):
-    def __init__(self, setup: Setup) -> None:
         import torchdata.nodes as tn
         from torch.utils.data import DistributedSampler
 
@@ -110,17 +105,7 @@ class _NodesRun(Run):
                 rank=setup.rank, world_size=setup.world, seed=setup.seed,
             )  # fmt: skip
         node = tn.ParallelMapper(node, decode, setup.workers, method="thread")
-        self.loader = tn.Loader(tn.Batcher(node, setup.batch, drop_last=True))
-
-    def batches(self) -> Iterator[list[int]]:
-        for batch in self.loader:
-            yield [int(number) for number in batch]
-
-    def state(self) -> Any:
-        return self.loader.state_dict()
-
-    def load(self, state: Any) -> None:
-        self.loader.load_state_dict(state)
+        return LoaderRun(tn.Loader(tn.Batcher(node, setup.batch, drop_last=True)))
 
 
 class Stateful(Indexed):
@@ -130,25 +115,13 @@ class Stateful(Indexed):
     mixes = False
 
     def open(self, setup: Setup) -> Run:
-        return _StatefulRun(setup)
-
-
-class _StatefulRun(Run):
-    def __init__(self, setup: Setup) -> None:
         from torch.utils.data import DistributedSampler
         from torchdata.stateful_dataloader import StatefulDataLoader
 
         rows: Any = Numbers(setup.folder, "a")
         order: Any = DistributedSampler(rows, setup.world, setup.rank, seed=setup.seed)
-        self.loader: Any = StatefulDataLoader(
-            rows, setup.batch, sampler=order, num_workers=setup.workers, drop_last=True, collate_fn=list
+        return LoaderRun(
+            StatefulDataLoader(
+                rows, setup.batch, sampler=order, num_workers=setup.workers, drop_last=True, collate_fn=list
+            )
         )
-
-    def batches(self) -> Iterator[list[int]]:
-        yield from self.loader
-
-    def state(self) -> Any:
-        return self.loader.state_dict()
-
-    def load(self, state: Any) -> None:
-        self.loader.load_state_dict(state)

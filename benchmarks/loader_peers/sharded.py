@@ -3,31 +3,14 @@
 import importlib
 import os
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from loader_peers.base import SHARD, WEIGHTS, Peer, Run, Setup, decode, numbers, payload
+from loader_peers.base import SHARD, WEIGHTS, LoaderRun, Peer, Run, Setup, decode, numbers, payload
+from mosaic import streaming_package
 
 TOTAL = sum(WEIGHTS.values())
-_kept: list[Any] = []
-
-
-class _LoaderRun(Run):
-    """Batches of a DataLoader that has a state."""
-
-    def __init__(self, loader: Any) -> None:
-        self.loader = loader
-
-    def batches(self) -> Iterator[list[int]]:
-        for batch in self.loader:
-            yield [int(number) for number in batch]
-
-    def state(self) -> Any:
-        return self.loader.state_dict()
-
-    def load(self, state: Any) -> None:
-        self.loader.load_state_dict(state)
 
 
 class Mosaic(Peer):
@@ -36,7 +19,7 @@ class Mosaic(Peer):
     needs = ("streaming", "torch")
 
     def write(self, folder: Path, rows: Mapping[str, int], bad: frozenset[int], changed: frozenset[int]) -> None:
-        streaming = _streaming()
+        streaming = streaming_package()
         for name in rows:
             out = str(folder / name)
             with streaming.MDSWriter(out=out, columns={"payload": "bytes"}, size_limit=60 * SHARD) as writer:
@@ -46,7 +29,7 @@ class Mosaic(Peer):
     def open(self, setup: Setup) -> Run:
         os.environ.update(RANK=str(setup.rank), WORLD_SIZE=str(setup.world), LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
         _alone(setup)
-        streaming = _streaming()
+        streaming = streaming_package()
         importlib.import_module("streaming.base.util").clean_stale_shared_memory()
 
         class Numbers(streaming.StreamingDataset):  # type: ignore[misc,name-defined]
@@ -63,7 +46,7 @@ class Mosaic(Peer):
             streams=streams, epoch_size=4096 if setup.mixed else None, shuffle=True, shuffle_seed=setup.seed,
             batch_size=setup.batch, num_canonical_nodes=4,
         )  # fmt: skip
-        return _LoaderRun(
+        return LoaderRun(
             streaming.StreamingDataLoader(
                 dataset, batch_size=setup.batch, num_workers=setup.workers, collate_fn=_tensor, drop_last=True
             )
@@ -84,21 +67,6 @@ def _tensor(found: list[int]) -> Any:
     import torch
 
     return torch.tensor(found)
-
-
-def _streaming() -> Any:
-    """The package, which imports torchvision; where that is built for CUDA only, it misses two operators."""
-    import torch
-
-    try:
-        import streaming
-    except RuntimeError:
-        library = torch.library.Library("torchvision", "DEF")
-        for name in ("nms", "qnms"):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        _kept.append(library)
-        import streaming
-    return streaming
 
 
 class LitData(Peer):
@@ -133,7 +101,7 @@ class LitData(Peer):
         if setup.mixed:
             weights = [WEIGHTS[name] / TOTAL for name in setup.names]
             dataset = litdata.CombinedStreamingDataset(parts, seed=setup.seed, weights=weights, iterate_over_all=False)
-        return _LoaderRun(
+        return LoaderRun(
             litdata.StreamingDataLoader(
                 dataset, batch_size=setup.batch, num_workers=setup.workers, collate_fn=list, drop_last=True
             )
@@ -181,7 +149,7 @@ class WebDataset(Peer):
             dataset = webdataset.RandomMix(parts, [WEIGHTS[name] / TOTAL for name in setup.names])
         from torch.utils.data import DataLoader
 
-        return _LoaderRun(
+        return LoaderRun(
             DataLoader(dataset, setup.batch, num_workers=setup.workers, collate_fn=list, drop_last=True)  # type: ignore[arg-type]
         )
 
@@ -217,7 +185,7 @@ class HfStreaming(Peer):
             dataset = datasets.interleave_datasets([part.repeat(None) for part in parts], shares, seed=setup.seed)
         dataset = dataset.map(lambda row: {"number": decode(row["payload"])}, remove_columns=["payload"])
         dataset = split_dataset_by_node(dataset, setup.rank, setup.world)
-        return _LoaderRun(
+        return LoaderRun(
             StatefulDataLoader(dataset, setup.batch, num_workers=setup.workers, collate_fn=_numbers, drop_last=True)
         )
 

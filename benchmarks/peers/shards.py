@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from mosaic import streaming_package
 from peers.base import Batch, Peer, Repeated, Rows, count_rows, data_loader, note_rows, stack
 from workloads import Records, Workload
 
 _PAGE_BYTES = 1 << 24
-_kept: list[Any] = []
 
 
 class Mosaic(Peer):
@@ -23,7 +23,7 @@ class Mosaic(Peer):
     remark = "pins numpy<2.2: runs in its own environment, see --python"
 
     def write(self, folder: Path, records: Records) -> None:
-        streaming = _streaming()
+        streaming = streaming_package()
 
         columns = {c.name: f"ndarray:{c.dtype}:{','.join(map(str, c.shape))}" for c in self.workload.columns}
         with streaming.MDSWriter(out=str(folder / "mds"), columns=columns, size_limit=1 << 27) as writer:
@@ -32,7 +32,7 @@ class Mosaic(Peer):
         note_rows(folder, records)
 
     def loader(self, folder: Path, batch: int, workers: int, seed: int) -> Iterable[Batch]:
-        streaming = _streaming()
+        streaming = streaming_package()
         from torch.utils.data import DataLoader
 
         util = importlib.import_module("streaming.base.util")
@@ -191,21 +191,6 @@ class _Tuples:
 def _storable(dtype: str) -> str:
     """The type that FFCV's compiler knows, of the same size: it has no float16."""
     return "int16" if dtype == "float16" else dtype
-
-
-def _streaming() -> Any:
-    """The streaming package, which imports torchvision; where that is built for CUDA only, it misses two operators."""
-    import torch
-
-    try:
-        import streaming
-    except RuntimeError:
-        library = torch.library.Library("torchvision", "DEF")
-        for name in ("nms", "qnms"):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        _kept.append(library)
-        import streaming
-    return streaming
 
 
 def _open_tensordict(folder: Path, workload: Workload) -> Callable[[np.ndarray], Mapping[str, Any]]:

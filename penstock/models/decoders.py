@@ -58,6 +58,21 @@ def open_decoder(spec: str, *, device: "str | torch.device" = "auto", level: Lev
     return decoder
 
 
+def masks_for(decoder: MaskDecoder, features: "torch.Tensor", boxes: "torch.Tensor", image_size: int) -> "torch.Tensor":
+    """What a decoder makes of boxes that are counted in pixels of pictures of another size than its own square.
+
+    Args:
+        decoder: see there.
+        features: (B, C, h, w) float.
+        boxes: (B, 4) float XYXY, 0..image_size.
+        image_size: side of those pictures.
+
+    Returns:
+        (B, 4 h, 4 w) float32 logits, above 0 inside.
+    """
+    return decoder(features, boxes.float() * (decoder.image_size / image_size))
+
+
 def parse_decoder(spec: str) -> tuple[str, Path | None]:
     """MODEL_TYPE and WEIGHTS of a spec; a path that exists is a MODEL_TYPE whatever it looks like.
 

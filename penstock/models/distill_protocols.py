@@ -44,6 +44,11 @@ def level_stride(name: str) -> int:
     return int(match[2])
 
 
+def level_name(stride: int) -> str:
+    """The name of the level of a stride, a power of 2 in pixels: `P4_S16` of 16."""
+    return f"P{stride.bit_length() - 1}_S{stride}"
+
+
 class Teacher(Protocol):
     """Pictures to the features of a pyramid. Pickles without its weights, which are read again where they are needed."""
 

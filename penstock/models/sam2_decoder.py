@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from penstock.errors import UsageError
+from penstock.models.distill_protocols import level_name
 from penstock.models.sam2_config import config_facts
 from penstock.models.sam2_weights import Sam2Weights, build
 
@@ -47,7 +48,7 @@ class Sam2Decoder(nn.Module):
         self.image_size = int(config.image_size)
         self.channels = int(config.hidden_size)
         stride = int(config.patch_size)
-        self.level = f"P{stride.bit_length() - 1}_S{stride}"
+        self.level = level_name(stride)
         self.side = self.image_size // stride
         """h = w."""
         self.prompt_encoder, self.mask_decoder = network.prompt_encoder, network.mask_decoder

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from penstock.errors import BadData, SourceNotFound, UsageError
-from penstock.models.distill_protocols import Level
+from penstock.models.distill_protocols import Level, level_name
 from penstock.models.opened import require_torch, torch_device, versions
 from penstock.models.sam2_config import ARCHITECTURES, config_facts, make_config, parse_model_cfg
 from penstock.models.sam2_memory import in_chunks
@@ -49,15 +49,11 @@ class Sam2Teacher:
                 f"image-size {options.image_size}: {model_type} sees {self.image_size} x {self.image_size}"
             )
         channels = int(weights.config.vision_config.fpn_hidden_size)
-        self.levels: Mapping[str, Level] = {
-            f"P{stride.bit_length() - 1}_S{stride}": Level(
-                name=f"P{stride.bit_length() - 1}_S{stride}",
-                stride=stride,
-                channels=channels,
-                side=self.image_size // stride,
-            )
+        levels = [
+            Level(name=level_name(stride), stride=stride, channels=channels, side=self.image_size // stride)
             for stride in _STRIDES
-        }
+        ]
+        self.levels: Mapping[str, Level] = {level.name: level for level in levels}
         self._digest = weights.digest
         self._facts = {**config_facts(weights.config), **({"random_weights": True} if weights.is_random else {})}
         self._size: int | None = None

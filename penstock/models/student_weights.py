@@ -15,6 +15,8 @@ from penstock.models.yolov8 import SIZES
 _COUNTER = ".num_batches_tracked"
 """Batch norm's; some formats leave it out, and nothing here reads it."""
 _PART = "backbone."
+_OF_RUN = "student.backbone."
+"""Of a checkpoint of `penstock train distill`."""
 _LISTED = 4
 
 
@@ -79,6 +81,8 @@ def _refuse(backbone: Backbone, path: Path, found: Mapping[str, torch.Tensor], w
 
 def _advice(backbone: Backbone, found: Mapping[str, torch.Tensor]) -> str:
     """What the weights look like, in words; empty if nothing that is known."""
+    if any(name.startswith(_OF_RUN) for name in found):
+        return " It is a checkpoint of a training, not of a backbone: say --pretrained-pth, or take its export/backbone.pth"
     stem = found.get("stem.conv.weight", found.get("model.0.conv.weight"))
     if stem is not None:
         sizes = [size for size, (widths, _) in SIZES.items() if widths[0] == len(stem)]

@@ -24,8 +24,6 @@ class OpenedStudent:
     """See its `forward` for what goes in and comes out."""
     identity: Mapping[str, object]
     """Plain values: what must be the same for a run to be continued."""
-    channels: Mapping[int, int]
-    """The backbone's own, by stride in pixels, before adapters."""
 
 
 def open_student(
@@ -72,7 +70,7 @@ def open_student(
         "student": backbone.spec, "levels": {name: asdict(level) for name, level in levels.items()},
         "edge_head": edge_head, "image_size": image_size, "weights": digest, "seed": seed,
     }  # fmt: skip
-    return OpenedStudent(model=model, identity=identity, channels=backbone.channels)
+    return OpenedStudent(model=model, identity=identity)
 
 
 def open_backbone(spec: str, strides: Sequence[int], image_size: int) -> "Backbone":

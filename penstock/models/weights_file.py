@@ -54,7 +54,7 @@ def read_torch(path: Path) -> object:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, AttributeError, TypeError) as error:
         # what torch says before is how to load it all the same, and so to run it
-        reason = str(error).rpartition("WeightsUnpickler error: ")[2].partition("\n")[0]
+        reason = str(error).rpartition("WeightsUnpickler error: ")[2].strip().partition("\n")[0] or type(error).__name__
         raise BadData(
             f"{path}: expected a file that holds tensors only, got a damaged or another one: {reason}. Of a pickled model, "
             "as ultralytics and mmengine write them, save its state_dict() alone, where its code is trusted"

@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from penstock.models.decoders import masks_for
 from penstock.models.distill_protocols import EDGE, MaskDecoder
 from penstock.train.distill_config import DistillConfig
 from penstock.train.distill_losses import (
@@ -153,8 +154,7 @@ class Distill:
         if not self._has_begun(MASK) or not bool(has_box.any()):
             return nothing  # connected to the student, and no decoder runs for it
         decoder = self._decoder(model)
-        scale = decoder.image_size / batch["image"].shape[-1]
-        logits = decoder(student[has_box], batch["box"][has_box].float() * scale)
+        logits = masks_for(decoder, student[has_box], batch["box"][has_box], batch["image"].shape[-1])
         value = mask_loss(
             logits, batch["mask"][has_box], bce_weight=self.config.mask_bce_weight,
             dice_weight=self.config.mask_dice_weight,

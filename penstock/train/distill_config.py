@@ -75,6 +75,7 @@ class DistillConfig:
     """From `edge_mask_start_epoch` on the edge loss looks only near edges, dilated by `edge_mask_kernel_size`."""
     edge_mask_start_epoch: int = 5
     edge_mask_kernel_size: int = 3
+    """Side of the square, in pixels of 256; odd."""
 
     decoder: str | None = None
     """The frozen decoder that judges features: MODEL_TYPE, or MODEL_TYPE=WEIGHTS; None: masks are neither learned nor judged."""
@@ -137,7 +138,8 @@ class DistillConfig:
         self._require(0 <= self.val_share < 1, "val_share", "0..1 without 1")
         self._require(0 <= self.max_bad <= 1, "max_bad", "0..1")
         self._require(0 <= self.ema_decay < 1, "ema_decay", "0..1 without 1")
-        self._require(self.edge_mask_kernel_size % 2 == 1, "edge_mask_kernel_size", "an odd number of cells")
+        kernel = self.edge_mask_kernel_size
+        self._require(kernel >= 1 and kernel % 2 == 1, "edge_mask_kernel_size", "an odd number of pixels, 1 or more")
         choices = {"data_format": DataFormat, "loss_type": LossType, "feat_mask": Literal["all", "objects"],
                    "schedule": Literal["cosine", "constant"], "precision": Literal["fp32", "bf16"]}  # fmt: skip
         for name, allowed in choices.items():

@@ -15,7 +15,7 @@ from torch import nn
 
 from penstock.errors import UsageError
 from penstock.loader import Loader
-from penstock.models.decoders import open_decoder, require_own
+from penstock.models.decoders import masks_for, open_decoder, require_own
 from penstock.models.distill_protocols import EDGE, MaskDecoder
 from penstock.samplers import Epochs
 from penstock.train.distill_config import DistillConfig
@@ -54,9 +54,8 @@ class MaskScores:
         self.without_box += len(masks) - len(rows)
         if not len(rows):
             return
-        scale = decoder.image_size / batch["image"].shape[-1]
-        wanted, boxes = masks[rows], batch["box"][rows] * scale
-        found, given = (decoder(features[rows], boxes) for features in (student, teacher))
+        wanted, boxes, side = masks[rows], batch["box"][rows], batch["image"].shape[-1]
+        found, given = (masks_for(decoder, features[rows], boxes, side) for features in (student, teacher))
         self.student_gt.take(found, wanted)
         self.teacher_gt.take(given, wanted)
         given = F.interpolate(given[:, None], wanted.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
@@ -145,21 +144,6 @@ def decoder_of(config: DistillConfig, data: DistillData, device: "str | torch.de
     decoder = open_decoder(config.decoder, device=device, level=data.level)
     require_own(decoder, data.level, data.teacher)
     return decoder
-
-
-def evaluate_distill(
-    model: nn.Module, batches: Iterable[Mapping[str, Any]], decoder: MaskDecoder | None, ranks: Ranks, *, level: str
-) -> dict[str, float]:
-    """The scores of a student over all ranks. Its mode is the caller's affair.
-
-    Args:
-        model: a student.
-        batches, decoder, ranks, level: see `evaluate_features`.
-
-    Raises:
-        UsageError: see there.
-    """
-    return evaluate_features(lambda batch: model(batch["image"]), batches, decoder, ranks, level=level)
 
 
 def evaluate_features(

@@ -240,7 +240,7 @@ def cell_weights(edges: torch.Tensor, size_hw: tuple[int, int]) -> torch.Tensor:
 
 def dilated(edges: torch.Tensor, kernel: int) -> torch.Tensor:
     """Pixels with an edge in the kernel x kernel square around them: (B, H, W) 0 or 1 -> (B, H, W) bool. Kernel: odd."""
-    if kernel % 2 != 1:
+    if kernel < 1 or kernel % 2 != 1:
         raise UsageError(f"distillation: kernel around edges: expected an odd number of pixels, got {kernel}")
     return F.max_pool2d((edges > 0)[:, None].float(), kernel, stride=1, padding=kernel // 2)[:, 0] > 0
 

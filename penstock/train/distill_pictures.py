@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from penstock.geometry.images import encode_jpeg
+from penstock.models.decoders import masks_for
 from penstock.models.distill_protocols import EDGE, MaskDecoder
 from penstock.report import dump_json
 from penstock.store.output import refused_if_unwritable, replace_file
@@ -118,9 +119,9 @@ def _masks(
     if not len(rows):
         return found
     boxes, truth = moved["box"][rows], moved["mask"][rows]
-    features = {"teacher": moved[level][rows].float(), "student": student[rows].float()} if decoder else {}
-    scaled = boxes * (decoder.image_size / moved["image"].shape[-1]) if decoder else boxes
-    logits = {name: decoder(one, scaled) for name, one in features.items()} if decoder else {}
+    features = {"teacher": moved[level][rows].float(), "student": student[rows].float()}
+    side = moved["image"].shape[-1]
+    logits = {name: masks_for(decoder, one, boxes, side) for name, one in features.items()} if decoder else {}
     for place, number in enumerate(rows.tolist()):
         scores = {name: MaskScore() for name in logits}
         masks = {"truth": _array(truth[place]) > 0}

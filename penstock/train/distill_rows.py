@@ -4,7 +4,7 @@ Both give the fields of a store of `penstock convert sa1b-tar`, the picture alwa
 numbers are not finite: it is looked for in the loader's threads, in the bytes that have just been copied.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import xxhash
@@ -89,7 +89,9 @@ class StoreRows:
             for place, row in enumerate(picked.tolist()):
                 self._decode(row, out["image"][place])
         for name in names:
-            require_numbers(name, out[name])
+            require_numbers(
+                name, out[name], lambda place: f"{self.store.path}: {self.store.keys[int(picked[place])]}: "
+            )
 
     def digest(self) -> str:
         """Identity of the store's snapshot, of the rows and of the fields."""
@@ -138,7 +140,7 @@ class PairRows:
         record = self.stage([self.source[int(self.rows[check_index(index, len(self))])]])[0]
         for name in ("image_shape", *(name for name, field in self.schema.items() if field.kind == "map")):
             if name in record:
-                require_numbers(name, np.asarray(record[name])[None])
+                require_numbers(name, np.asarray(record[name])[None], lambda _: f"{self.keys[index]}: ")
         return record
 
     def digest(self) -> str:
@@ -149,20 +151,24 @@ class PairRows:
         return digest.hexdigest()
 
 
-def require_numbers(name: str, values: np.ndarray) -> None:
+def require_numbers(name: str, values: np.ndarray, where: Callable[[int], str] = lambda place: "") -> None:
     """Refuses what no training can use.
 
     Args:
         name: of the field.
         values: (N, ...) of N rows.
+        where: what an error begins with, of the first row that is wrong, 0..N-1.
 
     Raises:
         BadData: a float is NaN or infinite, or of `image_shape` (N, 3) a side is not above 0.
     """
     if name == "image_shape" and len(values) and values[:, :2].min() <= 0:
-        raise BadData(f"image_shape: expected positive sides, got {values[:, :2].min(axis=0).tolist()}")
-    if values.dtype.kind == "f" and values.size and not all(map(_is_finite, values)):
-        raise BadData(f"{name}: expected finite numbers, got NaN or infinite ones")
+        place = int(values[:, :2].min(axis=1).argmin())
+        raise BadData(f"{where(place)}image_shape: expected positive sides, got {values[place, :2].tolist()}")
+    if values.dtype.kind == "f" and values.size:
+        place = next((place for place, row in enumerate(values) if not _is_finite(row)), -1)
+        if place >= 0:
+            raise BadData(f"{where(place)}{name}: expected finite numbers, got NaN or infinite ones")
 
 
 def _is_finite(values: np.ndarray) -> bool:

@@ -13,7 +13,7 @@ import orjson
 import torch
 from torch import nn
 
-from penstock.errors import RecipeMismatch
+from penstock.errors import BadData
 from penstock.models.decoders import trainable_copy
 from penstock.models.student_export import export_student, require_onnx
 from penstock.models.students import OpenedStudent, open_student
@@ -72,6 +72,7 @@ def run_distill(
         UsageError, SchemaError, SourceNotFound, MissingExtra: wrong settings, or data, weights or packages that are not
             there or do not fit.
         OutputRefused, OutputFull: output_dir cannot be written.
+        BadData: baselines.json of the run that goes on is damaged.
         BudgetExceeded: too many rows are bad.
         NotFinite, RecipeMismatch, StateMismatch: as `Trainer`.
         SystemExit: as `Trainer.run`.
@@ -117,14 +118,15 @@ class _Parts:
 
     def _model(self, opened: OpenedStudent) -> DistillModel:
         config, level = self.config, self.data.level
-        has_context = config.loss_type == "fgd" and config.fgd_lambda_rela > 0
-        trained = None
+        context = trained = None
+        if config.loss_type == "fgd" and config.fgd_lambda_rela > 0:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(config.seed)
+                context = GlobalContext(level.channels)
         if config.enable_mask_loss and config.mask_head_unfreeze_epoch is not None:
             assert self.decoder is not None  # `enable_mask_loss` has one
             trained = trainable_copy(self.decoder)
-        model = DistillModel(
-            opened.model, context=GlobalContext(level.channels) if has_context else None, decoder=trained
-        )
+        model = DistillModel(opened.model, context=context, decoder=trained)
         if config.compile:
             opened.model.compile()
         return cast(DistillModel, over_ranks(model, self.ranks))
@@ -260,7 +262,7 @@ def _baselines(parts: _Parts, trainer: Trainer) -> dict[str, dict[str, float | N
         try:
             kept: dict[str, dict[str, float | None]] = orjson.loads(path.read_bytes())
         except orjson.JSONDecodeError as error:
-            raise RecipeMismatch(f"{path}: expected the JSON of this run: {error}; remove it") from error
+            raise BadData(f"{path}: expected the JSON of this run: {error}; remove it") from error
         return kept
     found = {name: _plain(values) for name, values in parts.baselines().items()}
     if parts.ranks.is_first:

@@ -92,7 +92,7 @@ def test_yolov8_has_the_published_number_of_parameters_in_every_layer(size: str)
 )
 def test_channels_and_shapes(spec: str, channels: dict[int, int]) -> None:
     student = opened(spec, levels=levels("P2_S4", "P3_S8", "P4_S16", "P5_S32"))
-    assert student.channels == channels
+    assert student.model.backbone.channels == channels
     with torch.inference_mode():
         maps = student.model.eval().backbone_maps(pictures())
         found = student.model(pictures())
@@ -331,6 +331,12 @@ def test_weights_of_another_architecture_are_refused(theirs: str, ours: str, mes
     assert equal(before, target)
 
 
+def test_a_checkpoint_of_a_training_is_no_backbone(tmp_path: Path) -> None:
+    of_run = {f"student.backbone.{name}": value for name, value in bare("yolov8:n").state_dict().items()}
+    with pytest.raises(UsageError, match="say --pretrained-pth"):
+        load_backbone(bare("yolov8:n"), save(of_run, tmp_path))
+
+
 def test_what_is_left_over_is_refused(tmp_path: Path) -> None:
     state = {**bare("yolov8:n").state_dict(), "stage2.1.blocks.7.conv1.conv.weight": torch.zeros(1)}
     with pytest.raises(UsageError, match=r"1 not expected \(stage2.1.blocks.7.conv1.conv.weight\)"):
@@ -350,6 +356,9 @@ def test_damaged_weights_are_refused(tmp_path: Path) -> None:
         torch.save(content, tmp_path / "weights.pth")
         with pytest.raises(BadData, match=r"weights\.pth"):
             read_weights(tmp_path / "weights.pth")
+    (tmp_path / "weights.pth").write_bytes(b"\x08\x0a\x12\x07pytorch")  # the beginning of an ONNX
+    with pytest.raises(BadData, match="another one: Unsupported operand 8"):
+        read_weights(tmp_path / "weights.pth")
     for name in ("weights.pth", "weights.safetensors"):
         path = save(good, tmp_path, "safetensors" if name.endswith("s") else "pth")
         path.write_bytes(path.read_bytes()[:1000])

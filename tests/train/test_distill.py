@@ -149,7 +149,9 @@ def test_edge_boost_weighs_cells_with_edges(kind: str) -> None:
             Distill(
                 DistillConfig(loss_type=kind, edge_weight=0, enable_edge_boost=boost),  # type: ignore[arg-type]
                 steps_per_epoch=1,
-            )(model, batch).sums["feature"].detach()
+            )(model, batch)
+            .sums["feature"]
+            .detach()
         )
         for boost in (False, True)
     ]

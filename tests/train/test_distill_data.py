@@ -524,6 +524,9 @@ def test_numbers_are_checked_in_every_type() -> None:
     require_numbers("x", np.zeros((0, 4), np.float32))
     with pytest.raises(BadData, match="positive sides"):
         require_numbers("image_shape", np.array([[3, 0, 3]], np.int32))
+    bad_row = np.array([[1, 2], [1, np.inf], [np.nan, 2]], np.float32)
+    with pytest.raises(BadData, match="row 1: x: expected finite"):
+        require_numbers("x", bad_row, lambda place: f"row {place}: ")
 
 
 def test_data_is_plain(root: Path) -> None:

@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ pytest.importorskip("transformers")
 from penstock.errors import BadData, UsageError  # noqa: E402
 from penstock.models.decoders import open_decoder  # noqa: E402
 from penstock.models.distill_protocols import EDGE, MaskDecoder  # noqa: E402
-from penstock.train.distill_eval import evaluate_distill, evaluate_features  # noqa: E402
+from penstock.train.distill_eval import evaluate_features  # noqa: E402
 from penstock.train.distill_metrics import FeatureScore, MeanFeature  # noqa: E402
 from penstock.train.distributed import Ranks  # noqa: E402
 from tests.train.ranks import run_ranks  # noqa: E402
@@ -45,6 +45,10 @@ def batch_of(*keys: int) -> dict[str, Any]:
     rows = [picture_of(key) for key in keys]
     batch: dict[str, Any] = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     return {**batch, "key": [f"sa_{key}" for key in keys]}
+
+
+def scores_of(student: Student, batches: Sequence[Batch], decoder: MaskDecoder | None) -> dict[str, float]:
+    return evaluate_features(lambda batch: student(batch["image"]), batches, decoder, Ranks(), level=LEVEL)
 
 
 def picture_of(key: int) -> dict[str, np.ndarray]:
@@ -78,7 +82,7 @@ def test_an_equal_student_is_perfect_by_the_teacher_and_no_better_than_it_by_the
 
 def test_masks_are_scored_as_their_definition_says(decoder: MaskDecoder) -> None:
     student, batch = Student(), batch_of(1, 2, 5, 3)
-    found = evaluate_distill(student, [batch], decoder, Ranks(), level=LEVEL)
+    found = scores_of(student, [batch], decoder)
     boxes, wanted = torch.from_numpy(batch["box"])[:3], batch["mask"][:3] > 0
     with torch.no_grad():
         features = {
@@ -102,7 +106,7 @@ def test_masks_are_scored_as_their_definition_says(decoder: MaskDecoder) -> None
 
 def test_features_and_edges_are_those_of_their_scores(decoder: MaskDecoder) -> None:
     student, batch, score = Student(), batch_of(1, 2, 3), FeatureScore()
-    found = evaluate_distill(student, [batch], None, Ranks(), level=LEVEL)
+    found = scores_of(student, [batch], None)
     with torch.no_grad():
         output = student(torch.from_numpy(batch["image"]))
     score.take(output[LEVEL], torch.from_numpy(batch[LEVEL]).float())
@@ -111,21 +115,21 @@ def test_features_and_edges_are_those_of_their_scores(decoder: MaskDecoder) -> N
     assert found["edge_f1"] == pytest.approx(2 * (drawn & wanted).sum() / (drawn.sum() + wanted.sum()))
     assert not [name for name in found if "miou" in name or name == "without_box"]
     without = {name: value for name, value in batch.items() if name != "edge_256x256"}
-    assert "edge_f1" not in evaluate_distill(student, [without], None, Ranks(), level=LEVEL)
-    assert "edge_f1" not in evaluate_distill(Student(has_edges=False), [batch], None, Ranks(), level=LEVEL)
+    assert "edge_f1" not in scores_of(student, [without], None)
+    assert "edge_f1" not in scores_of(Student(has_edges=False), [batch], None)
 
 
 def test_no_gradient_is_kept_and_tensors_do_as_arrays_do(decoder: MaskDecoder) -> None:
     student, batch = Student(), batch_of(1, 2)
     tensors = {name: torch.from_numpy(value) if name != "key" else value for name, value in batch.items()}
-    found = evaluate_distill(student, [batch], decoder, Ranks(), level=LEVEL)
-    assert evaluate_distill(student, [tensors], decoder, Ranks(), level=LEVEL) == found
+    found = scores_of(student, [batch], decoder)
+    assert scores_of(student, [tensors], decoder) == found
     assert all(value.grad is None for value in student.parameters())
 
 
 @pytest.mark.parametrize("batch", [batch_of(3, 6), batch_of(4)], ids=["no box", "an empty mask"])
 def test_where_nothing_can_be_judged_no_mask_is_scored(decoder: MaskDecoder, batch: Batch) -> None:
-    found = evaluate_distill(Student(), [batch], decoder, Ranks(), level=LEVEL)
+    found = scores_of(Student(), [batch], decoder)
     assert found["without_box"] == len(batch["key"])
     assert [name for name, value in found.items() if math.isnan(value)] == [
         "miou_student_gt", "miou_teacher_gt", "miou_student_teacher",
@@ -142,7 +146,7 @@ def test_masks_of_nothing_agree_with_each_other_and_with_no_truth() -> None:
         def __call__(self, features: Any, boxes: Any) -> Any:
             return torch.full((len(features), 32, 32), -1.0)
 
-    found = evaluate_distill(Student(), [batch_of(1, 2)], Blind(), Ranks(), level=LEVEL)
+    found = scores_of(Student(), [batch_of(1, 2)], Blind())
     assert [found[f"miou_{name}"] for name in ("student_gt", "teacher_gt", "student_teacher")] == [0, 0, 1]
 
 
@@ -242,7 +246,7 @@ def test_an_unreadable_picture_is_left_out_and_counted(tmp_path: Path, caplog: p
     assert math.isfinite(found["mse"])
     assert keys[2] in caplog.text
     rest = [batch_without(batch, keys[2]) for batch in whole.batches(Ranks(), [])]
-    wanted = evaluate_distill(Student(), rest, held.decoder, Ranks(), level=LEVEL)
+    wanted = scores_of(Student(), rest, held.decoder)
     assert found == pytest.approx({**wanted, "unreadable": 1})
 
 

@@ -1,6 +1,7 @@
 """From a store that the real stage made to a trained student: runs, resumes, ranks, refusals."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from penstock.cli import main  # noqa: E402
 from penstock.distill_report import write_report  # noqa: E402
-from penstock.errors import BudgetExceeded, RecipeMismatch, SchemaError, UsageError  # noqa: E402
+from penstock.errors import BadData, BudgetExceeded, OutputRefused, RecipeMismatch, SchemaError, UsageError  # noqa: E402
 from penstock.models.decoders import open_decoder  # noqa: E402
 from penstock.models.student_export import load_student  # noqa: E402
 from penstock.train.checkpoint import BEST, latest, load_checkpoint  # noqa: E402
@@ -64,10 +66,11 @@ def test_a_run_trains_evaluates_exports_and_reports(folder: Path, tmp_path: Path
     config = config_of(
         folder, tmp_path / "run", edge_weight=1.0, edge_task_start_epoch=1, decoder="stand-in", enable_mask_loss=True,
         mask_task_start_epoch=2, ema_decay=0.9, tensorboard=True, export=("state_dict",), baselines=True,
+        max_samples=6, val_share=0.34, batch_size=2,  # edges are slow on a CPU
     )  # fmt: skip
     found = run_distill(config, say=said.append)
-    assert (found["step"], found["steps"], found["held_out"], found["samples"]) == (4, 4, 3, 9)
-    assert f"data: {folder} (binary-data-path): store, 9 rows to train on, 3 held out; teacher stand-in" in said[0]
+    assert (found["step"], found["steps"], found["held_out"], found["samples"]) == (4, 4, 2, 4)
+    assert f"data: {folder} (binary-data-path): store, 4 rows to train on, 2 held out; teacher stand-in" in said[0]
     scores = {name: found["baselines"][name]["cosine"] for name in ("untrained", "mean_feature")}
     assert all(-1 <= value <= 1 for value in scores.values())
     for name in (
@@ -96,6 +99,9 @@ def test_a_run_trains_evaluates_exports_and_reports(folder: Path, tmp_path: Path
     again = run_distill(config)
     assert (again["first_step"], again["step"]) == (4, 4)
     assert again["baselines"] == found["baselines"]
+    (tmp_path / "run" / "baselines.json").write_text("{")
+    with pytest.raises(BadData, match=r"baselines\.json: expected the JSON of this run"):
+        run_distill(config)
 
 
 def test_a_run_that_was_stopped_goes_on_to_the_same_weights_with_other_threads(
@@ -112,6 +118,14 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_weights_with_other_threads(
     found = run_distill(config_of(folder, output, num_workers=3, prefetch_factor=1))
     assert (found["first_step"], found["step"]) == (3, 4)
     assert_same(weights(output), weights(whole), rtol=0, atol=0)
+
+
+def test_all_weights_follow_from_the_seed(folder: Path, tmp_path: Path) -> None:
+    for name, drawn in (("one", 1), ("other", 2)):
+        torch.manual_seed(drawn)  # what was drawn before in the process does not count
+        run_distill(config_of(folder, tmp_path / name, loss_type="fgd", fgd_lambda_rela=1e-4, max_steps=1))
+    assert any(name.startswith("context.") for name in weights(tmp_path / "one"))
+    assert_same(weights(tmp_path / "one"), weights(tmp_path / "other"), rtol=0, atol=0)
 
 
 def test_two_processes_equal_one(folder: Path, whole: Path, tmp_path: Path) -> None:
@@ -179,6 +193,8 @@ def test_a_look_before_training_writes_nothing(folder: Path, tmp_path: Path) -> 
 
 def test_what_does_not_fit_is_refused(folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
+    with pytest.raises(OutputRefused, match="got a store or a v1"):
+        run_distill(config_of(folder, folder))
     with pytest.raises((UsageError, SchemaError), match="teacher_channels"):
         run_distill(config_of(folder, output, teacher_channels=128))
     with pytest.raises((UsageError, SchemaError), match="P3_S8"):
@@ -192,7 +208,9 @@ def test_what_does_not_fit_is_refused(folder: Path, tmp_path: Path) -> None:
     assert not list(output.glob("*.pt"))
 
 
-def test_rows_with_nan_features_are_replaced_and_counted_until_the_budget(tmp_path: Path) -> None:
+def test_rows_with_nan_features_are_replaced_and_counted_until_the_budget(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = write_set(tmp_path, model_type="stand-in")
     path = next(folder.glob("part-*/*P4_S16*.bin"))
     values = np.fromfile(path, np.float32)
@@ -201,5 +219,9 @@ def test_rows_with_nan_features_are_replaced_and_counted_until_the_budget(tmp_pa
     values.tofile(path)
     found = run_distill(config_of(folder, tmp_path / "run", max_bad=0.5))
     assert found["data"][0]["substituted"] > 0
+    words = "--backbone yolov8:n --batch-size 4 --edge-weight 0 --epochs 1 --val-share 0.3 --device cpu --max-bad 0.5"
+    paths = ["--binary-data-path", str(folder), "--output-dir", str(tmp_path / "cli"), "--no-baselines"]
+    assert main(["train", "distill", *words.split(), *paths]) == 0
+    assert re.search(r"\d bad rows were drawn and replaced by others \(BadData: \d\)", capsys.readouterr().out)
     with pytest.raises(BudgetExceeded):
         run_distill(config_of(folder, tmp_path / "none", max_bad=0.0))
