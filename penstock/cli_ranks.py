@@ -1,6 +1,7 @@
 """What the commands of training share: one rank of several, its lines, its exit code."""
 
 import logging
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +12,9 @@ from penstock.report import dump_json
 
 if TYPE_CHECKING:
     from penstock.train.distributed import Ranks
+
+_SIGNALS = 128
+"""Exit codes above it: the number of the signal that ended the run."""
 
 Run = Callable[["Ranks", Callable[[str], None] | None], dict[str, Any]]
 """Trains as one rank; given what to say lines with, None on ranks that are silent."""
@@ -58,6 +62,10 @@ def run_ranked(
                 raise
             print(f"penstock: rank {ranks.rank}: {error}", file=sys.stderr)  # stdout is the first rank's: one object
             raise SystemExit(FAULT) from error  # no return: leaving in order waits for all ranks
+        except SystemExit as stop:
+            if ranks.is_first and isinstance(stop.code, int) and stop.code > _SIGNALS:
+                _say_stopped(command, signal.Signals(stop.code - _SIGNALS).name, json=json)
+            raise
         is_first = ranks.is_first
     has_failed = failed(found)
     if is_first and json:
@@ -66,6 +74,12 @@ def run_ranked(
         for line in closing(found):
             print(line)
     return FAULT if has_failed else OK
+
+
+def _say_stopped(command: str, name: str, *, json: bool) -> None:
+    if json:
+        print(dump_json({"command": command, "status": "partial", "interrupted": name}))
+    print(f"penstock: {name}: stopped after a checkpoint; run it again to go on", file=sys.stderr)
 
 
 def _say(text: str) -> None:

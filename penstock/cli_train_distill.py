@@ -235,6 +235,8 @@ def _closing(found: dict[str, Any], way: str) -> list[str]:
     since = f" (from step {found['first_step']} on)" if found["first_step"] else ""
     lines = [f"{found['step']} of {found['steps']} steps{since}, {size}"]
     lines += _table({"student": found["metrics"], **found["baselines"]})
+    if found["metrics"].get("without_box", 0) == found["metrics"].get("samples", -1):
+        lines.append("no held-out picture has a box: the decoder judged no mask")
     failed = sum((Counter(one["failed"]) for one in found["data"]), Counter())
     if failed:
         reasons = ", ".join(f"{name}: {count}" for name, count in failed.most_common())

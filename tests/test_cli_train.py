@@ -1,6 +1,8 @@
 """`penstock train dual-loop` through the real entry point, alone and under torchrun."""
 
 import json
+import logging
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +14,7 @@ from typing import Any
 import pytest
 
 from penstock.cli import main
+from penstock.cli_ranks import run_ranked
 from penstock.cli_train import DualLoopFlags
 from penstock.errors import UsageError
 from penstock.recipes import full_dual_loop, quick_dual_loop
@@ -233,3 +236,17 @@ def test_only_the_first_rank_prints_an_object_where_all_fail(
     shown = capsys.readouterr()
     assert "nowhere: no masklets dataset" in shown.err
     assert [json.loads(line)["status"] for line in shown.out.splitlines()] == (["failed"] if rank == 0 else [])
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_a_run_that_a_signal_ends_says_so(as_json: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    def run(ranks: object, say: object) -> dict[str, Any]:
+        raise SystemExit(128 + signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as caught:
+        run_ranked("train distill", "cpu", run, level=logging.INFO, json=as_json, closing=lambda found: [])
+    assert caught.value.code == 143
+    out, error = capsys.readouterr()
+    assert "SIGTERM: stopped after a checkpoint; run it again to go on" in error
+    expected = {"command": "train distill", "status": "partial", "interrupted": "SIGTERM"}
+    assert (json.loads(out) == expected) if as_json else not out

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from penstock.errors import RecipeMismatch, SchemaError, SourceNotFound, StoreCorrupt, StoreUnsupported
-from penstock.schema import Schema
+from penstock.schema import Field, Schema
 from penstock.store.disk import Disk
 
 NAME = "store.json"
@@ -126,7 +126,7 @@ class Manifest:
         changed = [name for name in (*self.schema, *schema) if self.schema.get(name) != schema.get(name)]
         if changed:
             lines = [
-                f"{name}: store {self.schema.get(name)}, now {schema.get(name)}" for name in dict.fromkeys(changed)
+                f"{name}: {_difference(self.schema.get(name), schema.get(name))}" for name in dict.fromkeys(changed)
             ]
             raise RecipeMismatch(
                 f"{folder} has another schema; use it, or another output folder:\n  " + "\n  ".join(lines)
@@ -140,6 +140,14 @@ class Manifest:
         raise RecipeMismatch(
             f"{folder} was made with another recipe; use it, or another output folder:\n  " + "\n  ".join(lines)
         )
+
+
+def _difference(before: Field | None, now: Field | None) -> str:
+    """What differs between a field of the store and the same of the run."""
+    if before is None or now is None:
+        return "not in the store" if before is None else "only in the store"
+    left, right = asdict(before), asdict(now)
+    return "; ".join(f"{name}: store {left[name]}, now {right[name]}" for name in left if left[name] != right[name])
 
 
 def digest_identity(identity: Mapping[str, object]) -> str:

@@ -7,7 +7,7 @@ import random
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import orjson
@@ -36,7 +36,7 @@ def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
             full_said(path, "the checkpoints before this one are whole"),
             aside.open("wb") as file,
         ):
-            torch.save({"version": VERSION, **content}, file)
+            _write({"version": VERSION, **content}, file)
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)
@@ -48,6 +48,16 @@ def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def _write(content: Mapping[str, Any], file: BinaryIO) -> None:
+    """As `torch.save`. Where a write fails, torch's archive fails again as it is closed, which would hide why."""
+    try:
+        torch.save(content, file)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
 
 
 def load_checkpoint(path: Path, *, identity: Mapping[str, object] | None = None) -> dict[str, Any]:
@@ -102,7 +112,10 @@ def latest(folder: Path) -> Path | None:
 
 
 def remove_old(folder: Path, keep: int) -> None:
-    """Keeps the `keep` checkpoints of the most steps, and the best."""
+    """Keeps the `keep` checkpoints of the most steps, and the best; removes what killed runs left half written."""
+    for pattern in ("step_*.tmp", "best.*.tmp"):
+        for path in folder.glob(pattern):
+            path.unlink()
     found = sorted(path for path in folder.glob("step_*.pt") if _NAME.fullmatch(path.name))
     for path in found[:-keep]:
         path.unlink()
@@ -142,5 +155,5 @@ def digest_of(state: Mapping[str, torch.Tensor]) -> str:
     total = hashlib.sha256()
     for name in sorted(state):
         total.update(name.encode())
-        total.update(state[name].detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        total.update(state[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return total.hexdigest()

@@ -13,12 +13,15 @@ import orjson
 import torch
 from torch import nn
 
-from penstock.errors import BadData
+from penstock.errors import BadData, OutputRefused
 from penstock.models.decoders import trainable_copy
 from penstock.models.student_export import export_student, require_onnx
 from penstock.models.students import OpenedStudent, open_student
 from penstock.report import dump_json
+from penstock.store.manifest import NAME
 from penstock.store.output import replace_file
+from penstock.store.rows import KEYS
+from penstock.store.v1 import CONFIG
 from penstock.train.batch_norm import over_ranks
 from penstock.train.checkpoint import latest
 from penstock.train.distill import Distill, DistillModel
@@ -80,6 +83,7 @@ def run_distill(
     ranks = ranks or Ranks(device=device_of(config.device, 0))
     if way == "train":
         require_folder(config.output_dir)
+        _refuse_store(config.output_dir)
         if "onnx" in config.export:
             require_onnx()
     parts = _Parts(config, ranks, say)
@@ -91,6 +95,12 @@ def run_distill(
             return {**facts, "plan": trainer.dry_run()}
         totals = trainer.overfit()
         return {**facts, "first_loss": totals[0], "last_loss": totals[-1]}
+
+
+def _refuse_store(output: Path) -> None:
+    """Checkpoints among the rows that they were trained on would be in the way of both."""
+    if any(all((output / name).exists() for name in names) for names in ((NAME,), (CONFIG, KEYS))):
+        raise OutputRefused(f"output-dir {output}: expected a folder for a training, got a store or a v1 directory")
 
 
 class _Parts:
@@ -229,8 +239,11 @@ def _train(parts: _Parts) -> dict[str, Any]:
         "data": reports, "checkpoint": str(latest(config.output_dir)), "export": {"files": {}},
     }  # fmt: skip
     if ranks.is_first:
+        report = config.output_dir / REPORT
+        if trainer.step == trainer.first_step and report.exists():  # nothing was drawn: what was stays
+            found["data"] = orjson.loads(report.read_bytes())["data"]
         found["export"] = _finish(parts, trainer)
-        replace_file(config.output_dir / REPORT, f"{dump_json(found)}\n".encode())
+        replace_file(report, f"{dump_json(found)}\n".encode())
     ranks.wait()
     return found
 

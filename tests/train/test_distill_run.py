@@ -16,6 +16,7 @@ from penstock.distill_report import write_report  # noqa: E402
 from penstock.errors import BadData, BudgetExceeded, OutputRefused, RecipeMismatch, SchemaError, UsageError  # noqa: E402
 from penstock.models.decoders import open_decoder  # noqa: E402
 from penstock.models.student_export import load_student  # noqa: E402
+from penstock.testing import encode_picture  # noqa: E402
 from penstock.train.checkpoint import BEST, latest, load_checkpoint  # noqa: E402
 from penstock.train.distill_config import DistillConfig  # noqa: E402
 from penstock.train.distill_run import run_distill  # noqa: E402
@@ -98,7 +99,7 @@ def test_a_run_trains_evaluates_exports_and_reports(folder: Path, tmp_path: Path
     assert "stand-in" in page
     again = run_distill(config)
     assert (again["first_step"], again["step"]) == (4, 4)
-    assert again["baselines"] == found["baselines"]
+    assert (again["baselines"], again["data"]) == (found["baselines"], found["data"])
     (tmp_path / "run" / "baselines.json").write_text("{")
     with pytest.raises(BadData, match=r"baselines\.json: expected the JSON of this run"):
         run_distill(config)
@@ -206,6 +207,25 @@ def test_what_does_not_fit_is_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="decoder"):
         run_distill(config_of(folder, output, decoder="stand-in", enable_mask_loss=True, mask_head_unfreeze_epoch=1))
     assert not list(output.glob("*.pt"))
+
+
+def test_pictures_without_boxes_are_judged_by_no_mask_and_that_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "photos").mkdir()
+    for number in range(3):
+        pixels = np.random.default_rng(number).integers(0, 255, (40, 50, 3), np.uint8)
+        (tmp_path / "photos" / f"{number}.png").write_bytes(encode_picture(pixels, "png"))
+    made = ["--model-type", "stand-in", "--image-size", "64", "--num-workers", "0"]
+    assert (
+        main(["teacher", "--source", f"folder:{tmp_path / 'photos'}", "--output", str(tmp_path / "store"), *made]) == 0
+    )
+    words = (
+        "--backbone yolov8:n --batch-size 2 --edge-weight 0 --epochs 1 --device cpu --decoder stand-in --no-baselines"
+    )
+    paths = ["--binary-data-path", str(tmp_path / "store"), "--output-dir", str(tmp_path / "run")]
+    assert main(["train", "distill", *words.split(), *paths]) == 0
+    assert "no held-out picture has a box: the decoder judged no mask" in capsys.readouterr().out
 
 
 def test_rows_with_nan_features_are_replaced_and_counted_until_the_budget(
