@@ -25,6 +25,8 @@ from penstock.work import Work
 _PR_SET_PDEATHSIG = 1
 _HELD_BACK = {signal.SIGINT}
 """Not SIGTERM: the pool ends workers with it, also those that are still starting."""
+_LOOK_S = 1.0
+"""How long a driver waits for a batch before it looks whether the pool still works."""
 _work: Work | None = None
 _path = ""
 
@@ -76,7 +78,7 @@ class Local:
         try:
             with _signals_held_back():
                 if not pool.active:  # asking starts the workers, in this thread
-                    raise RuntimeError("the pool of workers did not start")
+                    raise BrokenProcessPool("the pool of workers did not start")
             capacity = self.workers * self.ahead
             yield from drive(_Pool(pool, capacity=capacity, timeout_s=self.timeout_s), batches)
             pool.close()  # type: ignore[no-untyped-call]  # pebble types its methods in part
@@ -107,10 +109,18 @@ class _Pool:
 
     def submit(self, batch: Batch) -> None:
         limit = self._timeout_s * len(batch) if self._timeout_s else None
-        self._flying[self._pool.schedule(_call, args=[batch], timeout=limit)] = batch
+        try:
+            future = self._pool.schedule(_call, args=[batch], timeout=limit)
+        except RuntimeError as error:  # as `schedule` says it
+            raise BrokenProcessPool("the pool of workers broke") from error
+        self._flying[future] = batch
 
     def wait(self) -> list[tuple[Batch, Results | Lost | None]]:
-        done = wait(self._flying, return_when=FIRST_COMPLETED).done
+        if not self._flying:
+            return []
+        while not (done := wait(self._flying, timeout=_LOOK_S, return_when=FIRST_COMPLETED).done):
+            if not self._pool.active:  # batches between two of its threads when it broke have futures that never end
+                raise BrokenProcessPool("the pool of workers broke")
         return [(self._flying.pop(future), _harvest(future)) for future in done]
 
 
