@@ -9,6 +9,7 @@ its next commit.
 import fcntl
 import json
 import os
+import secrets
 import socket
 import threading
 import time
@@ -139,7 +140,8 @@ def is_shared(folder: Path) -> bool:
 
 
 def _token(fence: int) -> bytes:
-    holder = {"host": socket.gethostname(), "pid": os.getpid(), "fence": fence, "since": round(time.time(), 3)}
+    holder = {"host": socket.gethostname(), "pid": os.getpid(), "fence": fence, "since": round(time.time(), 3),
+              "nonce": secrets.token_hex(4)}  # fmt: skip
     return json.dumps(holder).encode()
 
 

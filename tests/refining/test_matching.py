@@ -240,7 +240,7 @@ def best_of_all(mask: np.ndarray, number: int, objects: Objects, masks: list[np.
     own = agreement(mask, number)
     mine = [agreement(mask, index) for index in range(1, len(objects) + 1)]
     theirs = [agreement(one, number) for one in masks]
-    return own >= MUTUAL_AGREEMENT and own == max(mine) and own == max(theirs)
+    return own >= MUTUAL_AGREEMENT and own == max(mine) and own == max(theirs, default=own)
 
 
 @given(frame=frames())
