@@ -64,6 +64,9 @@ def loader(
         raise UsageError(f"fields: expected some of edges, weights, bbox, got {', '.join(sorted(unknown))}")
     if not seconds > 0:
         raise UsageError(f"seconds: expected a positive number, got {seconds}")
+    for name, number in (("batch-size", batch_size), ("num-workers", num_workers)):
+        if number < 1:
+            raise UsageError(f"{name}: expected 1 or more, got {number}")
     config = DistillConfig(
         data_format=data_format,
         binary_data_path=binary_data_path,
@@ -77,6 +80,11 @@ def loader(
         num_workers=num_workers,
     )
     data = open_distill_data(config)
+    if len(data.train) < batch_size:
+        raise UsageError(
+            f"batch-size: expected at most the {len(data.train)} rows of {data.teacher['path']}, got {batch_size}: lower it, or "
+            "measure more data"
+        )
     found = {"data": dict(data.teacher), "batch_size": batch_size, "threads": num_workers}
     found |= _measured(DistillBatches(data, config), seconds)
     if json:

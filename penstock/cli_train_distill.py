@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -39,11 +39,12 @@ class DistillFlags:
     teacher_channels: int | None = None
     """What that level must have; by default what it has: 256."""
     val_share: float | None = None
-    """Share of the rows, from the end, that is held out and evaluated after each epoch; 0.02; 0: none."""
+    """Share of the rows, from the end and to the nearest row, that is held out and evaluated after each epoch; 0.02; 0:
+    none."""
     val_samples: int | None = None
     """Held-out rows that are evaluated, at most; 512."""
     max_bad: float | None = None
-    """Share of bad rows from which training stops; 0.01."""
+    """Share of bad rows, of those drawn so far or of 1,000 if they are fewer, above which training stops; 0.01."""
     backbone: str | None = None
     """Student: yolov8 (yolov8:n, yolov8:m), repvit, or timm:NAME."""
     backbone_weights: Path | None = None
@@ -131,6 +132,9 @@ class DistillFlags:
     """Of weights, order and draws; 0."""
     export: Annotated[tuple[Literal["state_dict", "onnx", "torchscript"], ...] | None, _Several] = None
     """What is written of the student at the end, each checked against it; state_dict. A finished run exports again."""
+    export_from: Literal["best", "last"] | None = None
+    """The student that is written: of the best evaluation, or of the last step; by default the best, if all losses had begun
+    by then."""
     baselines: bool | None = None
     """Evaluate the untrained student and the mean of the teacher's features before the first step; on."""
     num_workers: int | None = None
@@ -150,7 +154,7 @@ class DistillFlags:
         """The configuration: the recipe's, or the defaults, with what was given.
 
         Raises:
-            UsageError: no such recipe, or a value out of range.
+            UsageError: no such recipe, a value out of range, or one that has no effect beside the others.
             SourceNotFound: no such recipe file.
         """
         from penstock.recipes import distill_recipe
@@ -158,7 +162,7 @@ class DistillFlags:
 
         given: dict[str, Any] = {name: value for name, value in vars(self).items() if value is not None}
         recipe = given.pop("recipe", None)
-        return DistillConfig(**given) if recipe is None else replace(distill_recipe(recipe), **given)
+        return DistillConfig(**given) if recipe is None else distill_recipe(recipe).changed(given)
 
 
 def distill(
@@ -234,7 +238,9 @@ def _closing(found: dict[str, Any], way: str) -> list[str]:
         return [size, f"loss {found['first_loss']:.4g} -> {found['last_loss']:.4g} on one batch"]
     since = f" (from step {found['first_step']} on)" if found["first_step"] else ""
     lines = [f"{found['step']} of {found['steps']} steps{since}, {size}"]
-    lines += _table({"student": found["metrics"], **found["baselines"]})
+    exported = found["export"]
+    best = {f"student of step {exported['step']}": exported["metrics"]} if exported["step"] != found["step"] else {}
+    lines += _table({"student": found["metrics"], **best, **found["baselines"]})
     if found["metrics"].get("without_box", 0) == found["metrics"].get("samples", -1):
         lines.append("no held-out picture has a box: the decoder judged no mask")
     failed = sum((Counter(one["failed"]) for one in found["data"]), Counter())
@@ -242,7 +248,7 @@ def _closing(found: dict[str, Any], way: str) -> list[str]:
         reasons = ", ".join(f"{name}: {count}" for name, count in failed.most_common())
         lines.append(f"{failed.total()} bad rows were drawn and replaced by others ({reasons})")
     folder = Path(found["config"]["output_dir"]) / EXPORT
-    lines += [f"exported: {folder / name}" for name in found["export"]["files"]]
+    lines += [f"exported: {folder / name}, of step {exported['step']}" for name in exported["files"]]
     return [*lines, f"checkpoint: {found['checkpoint']}", f"report: {found['report']}"]
 
 

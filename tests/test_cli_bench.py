@@ -48,7 +48,9 @@ def test_a_set_is_measured(store: Path, kind: str, capsys: pytest.CaptureFixture
     [
         (["--fields", "edges,depth"], "edges, weights, bbox, got depth"),
         (["--seconds", "0"], "positive"),
-        (["--batch-size", "7"], "6 rows to train on"),
+        (["--batch-size", "7"], "batch-size: expected at most the 6 rows of"),
+        (["--batch-size", "0"], "batch-size: expected 1 or more, got 0"),
+        (["--num-workers", "0"], "num-workers: expected 1 or more, got 0"),
         (["--level", "P3_S8"], "penstock teacher"),
         (["--data-format", "npz_dir"], "binary_data_path"),
     ],
@@ -57,4 +59,6 @@ def test_what_does_not_fit_is_said(
     store: Path, words: list[str], expected: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["bench", "loader", "--binary-data-path", str(store), *words]) == 2
-    assert expected in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert expected in said
+    assert "train" not in said.replace(str(store), "")

@@ -1,5 +1,6 @@
 """The seed's training script, `tools/core/exper/train_distill_single_test.py`, over `penstock train distill`."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ OUTPUT = Path("work_dirs")
 _ABOUT = "Train a student on a distillation set, as the original script says it; see docs/differences.md."
 _FLAG = Parameter(negative="")
 _SAM2 = "sam2.1_hiera_b+"
+_log = logging.getLogger("penstock")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,12 +114,12 @@ class ScriptFlags:
     """End of the output folder's name."""
 
     def to_config(self) -> "DistillConfig":
-        """The configuration that these flags say.
+        """The configuration that these flags say. What has no effect beside the others is taken, as by the original, and said.
 
         Raises:
             UsageError: a value is out of range, or two contradict each other.
         """
-        from penstock.train.distill_config import DistillConfig
+        from penstock.train.distill_config import DistillConfig, without_effect
 
         apart = {"env", "no_compile", "total_images", "resume", "strict_resume", "cuda_device", "run_tag", "output_dir",
                  "decoder", "mask_head_unfreeze_epoch"}  # fmt: skip
@@ -126,8 +128,12 @@ class ScriptFlags:
         name = "_".join(part for part in (self.backbone.replace(":", "-"), self.run_tag) if part)
         default = OUTPUT / f"distill_single_test_{self.loss_type.upper()}" / name
         has_unfreezing = self.enable_mask_loss and self.mask_head_unfreeze_epoch <= self.epochs
+        given = {key: value for key, value in vars(self).items() if key not in apart}
+        idle = without_effect(given)
+        for flag, other in idle.items():
+            _log.warning("penstock: --%s has no effect with %s", flag.replace("_", "-"), other)
         return DistillConfig(
-            **{key: value for key, value in vars(self).items() if key not in apart},
+            **{key: value for key, value in given.items() if key not in idle},
             output_dir=self.output_dir or default,
             decoder=self.decoder or (_SAM2 if self.enable_mask_loss else None),
             mask_head_unfreeze_epoch=self.mask_head_unfreeze_epoch if has_unfreezing else None,

@@ -138,27 +138,6 @@ class Sam2Proposer:
         features = [each for chunk in chunks for each in chunk]
         return [Sam2Encoded(self, frame, each) for frame, each in zip(frames, features, strict=True)]
 
-    def image_features(self, images: Sequence[np.ndarray]) -> "dict[int, torch.Tensor]":
-        """The raw features of the pyramid, as a teacher gives them: without the "no memory" embedding.
-
-        Args:
-            images: (H, W, 3) uint8 RGB each.
-
-        Returns:
-            stride (4, 8, 16, 32) -> (N, C, side / stride, side / stride) float32 on `device`, side that of the model's
-            square.
-
-        Raises:
-            BadData: a picture is none.
-        """
-        import torch
-
-        encoder = self._ready().vision_encoder
-        with torch.inference_mode(), self._autocast():
-            pixels = model_pixels(images, self.image_size, self.device)
-            levels, _ = encoder.neck(encoder.backbone(pixels).intermediate_hidden_states)
-        return {self.image_size // level.shape[-1]: level.float() for level in reversed(levels)}
-
     def decode(
         self, features: "list[torch.Tensor]", asked: "Asked", size_hw: tuple[int, int], *, above: float | None = None
     ) -> Proposals:

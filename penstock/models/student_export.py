@@ -18,7 +18,7 @@ from penstock.errors import BadData, MissingExtra, UsageError
 from penstock.models.distill_protocols import Level
 from penstock.models.student_network import Student
 from penstock.models.students import OpenedStudent, open_student
-from penstock.models.weights_file import read_torch
+from penstock.models.weights_file import differences, read_torch, read_weights
 from penstock.store.output import replace_file
 
 FORMATS = ("state_dict", "onnx", "torchscript")
@@ -109,10 +109,10 @@ def load_student(path: Path) -> Student:
         BadData: it is damaged, or no file of `export_student`.
     """
     model = _opened(path).model
-    try:
-        model.load_state_dict(_content(path)["state_dict"])
-    except RuntimeError as error:
-        raise BadData(f"{path}: expected the weights that its meta describes: {str(error)[:500]}") from error
+    weights = read_weights(path)
+    if wrong := differences(model.state_dict(), weights):
+        raise BadData(f"{path}: expected the weights that its meta describes, got others: {wrong}; export it again")
+    model.load_state_dict(weights)
     return model.eval().requires_grad_(False)
 
 

@@ -9,7 +9,7 @@ import torch
 from penstock.errors import BadData, UsageError
 from penstock.models.opened import hash_state
 from penstock.models.student_network import Backbone
-from penstock.models.weights_file import read_weights
+from penstock.models.weights_file import differences, listed, read_weights
 from penstock.models.yolov8 import SIZES
 
 _COUNTER = ".num_batches_tracked"
@@ -17,7 +17,6 @@ _COUNTER = ".num_batches_tracked"
 _PART = "backbone."
 _OF_RUN = "student.backbone."
 """Of a checkpoint of `penstock train distill`."""
-_LISTED = 4
 
 
 def load_backbone(backbone: Backbone, path: Path) -> str:
@@ -39,20 +38,17 @@ def load_backbone(backbone: Backbone, path: Path) -> str:
         UsageError: weights of another architecture: missing and left-over names are listed.
     """
     found = _named(backbone, read_weights(path), path)
-    wanted = backbone.state_dict()
-    missing = [name for name in wanted if name not in found and not name.endswith(_COUNTER)]
-    spare = {name for name in found.keys() - wanted.keys() if backbone.is_spare(name)}
-    others = [
-        f"{name} {tuple(found[name].shape)} instead of {tuple(value.shape)}"
-        for name, value in wanted.items()
-        if name in found and found[name].shape != value.shape
-    ]
-    surplus = sorted(found.keys() - wanted.keys() - spare)
-    _refuse(backbone, path, found, {"missing": missing, "not expected": surplus, "of another shape": others})
-    taken = {name: found[name].to(value.dtype) if name in found else value for name, value in wanted.items()}
+    state = backbone.state_dict()
+    wanted = {name: value for name, value in state.items() if name in found or not name.endswith(_COUNTER)}
+    given = {name: value for name, value in found.items() if name in wanted or not backbone.is_spare(name)}
+    if wrong := differences(wanted, given):
+        raise UsageError(
+            f"{path}: weights of another architecture than {backbone.spec}: {wrong}.{_advice(backbone, found)}"
+        )
+    taken = {name: found[name].to(value.dtype) if name in found else value for name, value in state.items()}
     bad = [name for name, value in taken.items() if value.is_floating_point() and not bool(value.isfinite().all())]
     if bad:
-        raise BadData(f"{path}: expected finite weights, got NaN or infinity in {_listed(bad)}")
+        raise BadData(f"{path}: expected finite weights, got NaN or infinity in {listed(bad)}")
     backbone.load_state_dict(taken)
     return hash_state(backbone.state_dict())
 
@@ -71,14 +67,6 @@ def _named(backbone: Backbone, state: Mapping[str, torch.Tensor], path: Path) ->
     return found
 
 
-def _refuse(backbone: Backbone, path: Path, found: Mapping[str, torch.Tensor], wrong: Mapping[str, list[str]]) -> None:
-    parts = [f"{len(names)} {what} ({_listed(names)})" for what, names in wrong.items() if names]
-    if parts:
-        raise UsageError(
-            f"{path}: weights of another architecture than {backbone.spec}: {'; '.join(parts)}.{_advice(backbone, found)}"
-        )
-
-
 def _advice(backbone: Backbone, found: Mapping[str, torch.Tensor]) -> str:
     """What the weights look like, in words; empty if nothing that is known."""
     if any(name.startswith(_OF_RUN) for name in found):
@@ -94,7 +82,3 @@ def _advice(backbone: Backbone, found: Mapping[str, torch.Tensor]) -> str:
     if like == backbone.spec:
         return " They were cut after a lower stride, or damaged: learn no level beyond it, or give whole weights"
     return f" They look like {like}: say --backbone {like}" if like else ""
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:_LISTED]) + (", ..." if len(names) > _LISTED else "")

@@ -1,7 +1,7 @@
 """Reads a file of weights safely: tensors by name, from .safetensors or from torch's own format; no code in it is run."""
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 CONTAINERS = ("state_dict", "model")
 """Keys under which checkpoints keep their weights."""
+_LISTED = 3
 
 
 def read_weights(path: Path) -> "dict[str, torch.Tensor]":
@@ -38,6 +39,33 @@ def read_weights(path: Path) -> "dict[str, torch.Tensor]":
     if wrong:
         raise BadData(f"{path}: expected tensors by name, got another thing at {wrong[0]!r}")
     return dict(state)
+
+
+def differences(wanted: "Mapping[str, torch.Tensor]", found: "Mapping[str, torch.Tensor]") -> str:
+    """In words, how weights differ in names and shapes from those that a model takes; empty if they fit.
+
+    Args:
+        wanted: the model's.
+        found: those that it is given.
+
+    Returns:
+        Counts with the first names, as "2 missing (a, b); 1 of another shape (c: expected (4,), got (3,))".
+    """
+    wrong = {
+        "missing": [name for name in wanted if name not in found],
+        "not expected": sorted(found.keys() - wanted.keys()),
+        "of another shape": [
+            f"{name}: expected {tuple(value.shape)}, got {tuple(found[name].shape)}"
+            for name, value in wanted.items()
+            if name in found and found[name].shape != value.shape
+        ],
+    }
+    return "; ".join(f"{len(names)} {what} ({listed(names)})" for what, names in wrong.items() if names)
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first names, and whether there are more."""
+    return ", ".join(names[:_LISTED]) + (", ..." if len(names) > _LISTED else "")
 
 
 def read_torch(path: Path) -> object:

@@ -68,12 +68,14 @@ class Distill:
         """None: every loss counts, as when one batch is tried."""
         later = {
             "edge_task_start_epoch": EDGE in self._names,
+            "edge_mask_start_epoch": EDGE in self._names and config.enable_edge_mask_progressive,
             "mask_task_start_epoch": MASK in self._names,
+            "mask_head_unfreeze_epoch": MASK in self._names and config.mask_head_unfreeze_epoch is not None,
         }
         for name, is_used in later.items():
             if is_used and getattr(config, name) > config.epochs:
                 _log.warning(
-                    "penstock: %s is %d and there are %d epochs: that loss never counts",
+                    "penstock: %s is %d and there are %d epochs: what it begins never comes",
                     name, getattr(config, name), config.epochs,
                 )  # fmt: skip
 

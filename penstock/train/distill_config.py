@@ -1,6 +1,7 @@
 """The whole configuration of a distillation: data, student, losses, training, where it goes. Imports nothing heavy."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal, get_args
@@ -10,6 +11,26 @@ from penstock.errors import UsageError
 DataFormat = Literal["binary", "tar_shard", "npz_dir"]
 Export = Literal["state_dict", "onnx", "torchscript"]
 LossType = Literal["mse", "cosine", "fgd", "fsdlike"]
+
+_FGD = ("fgd_alpha_fg", "fgd_beta_bg", "fgd_alpha_edge", "fgd_gamma_mask", "fgd_lambda_rela", "fgd_temperature")
+_FSD = ("fsd_weight_fg", "fsd_weight_bg", "fsd_temperature")
+_NEAR = ("edge_mask_start_epoch", "edge_mask_kernel_size")
+_USED_WITH: tuple[tuple[str, tuple[object, ...], tuple[str, ...]], ...] = (
+    ("feat_weight", (), ("loss_type", "feat_mask", *_FGD, *_FSD, "enable_edge_boost")),
+    ("loss_type", ("mse", "cosine"), ("feat_mask",)),
+    ("loss_type", ("fgd",), _FGD),
+    ("loss_type", ("fsdlike",), _FSD),
+    ("loss_type", ("fgd", "fsdlike"), ("enable_edge_boost",)),
+    ("enable_edge_boost", (), ("fgd_alpha_edge",)),
+    ("edge_weight", (), ("edge_task_start_epoch", "use_pos_weight", "enable_edge_mask_progressive", *_NEAR)),
+    ("enable_edge_mask_progressive", (), _NEAR),
+    ("enable_mask_loss", (), ("mask_weight", "mask_bce_weight", "mask_dice_weight", "mask_task_start_epoch",
+                              "mask_head_unfreeze_epoch")),
+    ("val_share", (), ("val_samples",)),
+    ("export", (), ("export_from",)),
+    ("pretrained_pth", (None,), ("backbone_weights",)),
+)  # fmt: skip
+"""A field, its values (none listed: any that is not 0, off or empty), and the fields that change something only beside them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,11 +57,12 @@ class DistillConfig:
     teacher_channels: int | None = None
     """What the level must have; None: what the data have."""
     val_share: float = 0.02
-    """Share of the rows, from the end, that is held out and evaluated; at least one."""
+    """Share of the rows, from the end, that is held out and evaluated: to the nearest row, at least one; 0: none."""
     val_samples: int = 512
     """Held-out rows that are evaluated, at most."""
     max_bad: float = 0.01
-    """Share of rows that may be bad (replaced by others, counted) before training stops."""
+    """Share of the rows drawn so far that may be bad (replaced by others, counted) before training stops; of 1,000 rows where
+    fewer are drawn. Each device counts its own, from its start."""
 
     backbone: str = "yolov8"
     """As of `penstock.models.students.open_student`: yolov8, repvit, timm:NAME."""
@@ -107,6 +129,9 @@ class DistillConfig:
 
     export: tuple[Export, ...] = ("state_dict",)
     """What is written of the student at the end, each checked against it."""
+    export_from: Literal["best", "last"] | None = None
+    """The student that is written: of the best evaluation, or of the last step; None: the best, where there is one and every
+    loss of the last step had begun by then."""
     baselines: bool = True
     """Before the first step, evaluate the untrained student and the mean of the teacher's features too."""
 
@@ -145,6 +170,8 @@ class DistillConfig:
         for name, allowed in choices.items():
             self._require(getattr(self, name) in get_args(allowed), name, " or ".join(get_args(allowed)))
         self._require(set(self.export) <= set(get_args(Export)), "export", " or ".join(get_args(Export)))
+        self._require(self.export_from in (None, "best", "last"), "export_from", "best or last")
+        self._require(self.export_from != "best" or self.val_share > 0, "export_from", "last with val_share=0")
         is_binary = self.data_format == "binary"
         self._require(
             not is_binary or not self.data_path, "data_path", "none with data_format=binary (binary_data_path)"
@@ -155,11 +182,27 @@ class DistillConfig:
         self._require(
             self.feat_weight > 0 or self.edge_weight > 0 or self.enable_mask_loss, "feat_weight", "a loss at least"
         )
+        for name, other in without_effect(vars(self)).items():
+            raise UsageError(
+                f"distill: {name}: expected its default, for it has no effect with {other}; got {getattr(self, name)!r}: "
+                "leave it out, or change the other"
+            )
 
     @property
     def share_of_rank(self) -> int:
         """Pictures of a step on one device."""
         return self.batch_size * self.gradient_accumulation_steps
+
+    def changed(self, given: Mapping[str, object]) -> "DistillConfig":
+        """This configuration, as of a recipe, with other values of some fields; what has no effect beside these goes back to
+        its default.
+
+        Raises:
+            UsageError: as the class; a given value that has no effect is refused too.
+        """
+        values = {**vars(self), **given}
+        idle = without_effect(values).keys() - given.keys()
+        return DistillConfig(**{name: value for name, value in values.items() if name not in idle})
 
     def plain(self) -> dict[str, object]:
         """Plain values, for a report."""
@@ -168,4 +211,26 @@ class DistillConfig:
 
     def _require(self, holds: bool, name: str, expected: str) -> None:
         if not holds:
-            raise UsageError(f"train distill: {name}: expected {expected}, got {getattr(self, name)!r}")
+            raise UsageError(f"distill: {name}: expected {expected}, got {getattr(self, name)!r}")
+
+
+def without_effect(values: Mapping[str, object]) -> dict[str, str]:
+    """Fields that are not at their default and change nothing.
+
+    Args:
+        values: of fields of `DistillConfig`; the others are at their default.
+
+    Returns:
+        Name -> the other field because of which it changes nothing, with its value: "feat_mask" -> "loss_type='fgd'".
+    """
+    defaults = {field.name: field.default for field in fields(DistillConfig)}
+    whole = {**defaults, **values}
+    found: dict[str, str] = {}
+    for other, useful, names in _USED_WITH:
+        value = whole[other]
+        if value in useful if useful else value:
+            continue
+        for name in names:
+            if whole[name] != defaults[name]:
+                found.setdefault(name, f"{other}={value!r}")
+    return found

@@ -80,7 +80,7 @@ class DistillBatches:
         batch_size, rows = config.share_of_rank * world_size, len(data.train)
         if rows < batch_size:
             raise UsageError(
-                f"train distill: batch_size: {rows} rows to train on, a step takes {batch_size} (batch_size x "
+                f"distill: batch_size: {rows} rows to train on, a step takes {batch_size} (batch_size x "
                 f"gradient_accumulation_steps x {world_size} devices); lower it, or give more data"
             )
         self.contract = Contract(data, config.seed)
@@ -347,7 +347,7 @@ def _split(config: DistillConfig, rows: np.ndarray, where: str) -> tuple[np.ndar
         raise UsageError(f"{where}: no row is done; run the command that makes them to its end (penstock info {where})")
     if not config.val_share:
         return rows, None
-    count = max(1, int(len(rows) * config.val_share))
+    count = max(1, round(len(rows) * config.val_share))
     if count >= len(rows):
         raise UsageError(
             f"{where}: val_share {config.val_share} of {len(rows)} rows leaves none for "

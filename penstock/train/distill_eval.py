@@ -87,7 +87,7 @@ class HeldOutPictures:
 
     def __init__(self, data: DistillData, config: DistillConfig, decoder: MaskDecoder | None = None) -> None:
         if data.held is None:
-            raise UsageError("train distill: val_share: expected above 0 where a student is evaluated, got 0")
+            raise UsageError("distill: val_share: expected above 0 where a student is evaluated, got 0")
         self.source, self.level, self.config, self.decoder = data.held, data.level.name, config, decoder
         self.samples = min(config.val_samples, len(data.held))
         self.headline = "cosine" if decoder is None else "miou_student_gt"

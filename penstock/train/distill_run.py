@@ -1,6 +1,5 @@
 """From the configuration of a distillation to a trained, evaluated and exported student."""
 
-import contextlib
 import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +12,7 @@ import orjson
 import torch
 from torch import nn
 
-from penstock.errors import BadData, OutputRefused
+from penstock.errors import BadData, OutputRefused, SourceNotFound, UsageError
 from penstock.models.decoders import trainable_copy
 from penstock.models.student_export import export_student, require_onnx
 from penstock.models.students import OpenedStudent, open_student
@@ -23,7 +22,7 @@ from penstock.store.output import replace_file
 from penstock.store.rows import KEYS
 from penstock.store.v1 import CONFIG
 from penstock.train.batch_norm import over_ranks
-from penstock.train.checkpoint import latest
+from penstock.train.checkpoint import BEST, latest, load_checkpoint
 from penstock.train.distill import Distill, DistillModel
 from penstock.train.distill_config import DistillConfig
 from penstock.train.distill_data import DistillBatches, DistillData, open_distill_data
@@ -68,12 +67,13 @@ def run_distill(
     Returns:
         Plain values. All ways: config, student, teacher, samples (of an epoch), held_out, global_batch, steps. train: step,
         first_step (where this process went on; 0: from the start), metrics and baselines (see `evaluate_features`), data
-        (see `DistillBatches.report`), export, checkpoint; also written as report.json. dry-run: plan (see
-        `Trainer.dry_run`). overfit: first_loss, last_loss.
+        (see `DistillBatches.report`), export (see `export_student`; checkpoint, step and metrics of the student that is
+        exported), checkpoint; also written as report.json. dry-run: plan (see `Trainer.dry_run`). overfit: first_loss,
+        last_loss.
 
     Raises:
         UsageError, SchemaError, SourceNotFound, MissingExtra: wrong settings, or data, weights or packages that are not
-            there or do not fit.
+            there or do not fit; of the best student, that there is none.
         OutputRefused, OutputFull: output_dir cannot be written.
         BadData: baselines.json of the run that goes on is damaged.
         BudgetExceeded: too many rows are bad.
@@ -249,19 +249,54 @@ def _train(parts: _Parts) -> dict[str, Any]:
 
 
 def _finish(parts: _Parts, trainer: Trainer) -> dict[str, Any]:
-    """Pictures and files of the student as it was evaluated: with the average, where there is one."""
-    folder, was_training = parts.config.output_dir, parts.model.training
-    parts.model.eval()
-    with trainer.ema.used() if trainer.ema else contextlib.nullcontext(), torch.no_grad():
+    """Pictures and files of the best student, or the last, as it was evaluated: with the average, where there is one."""
+    config, model = parts.config, parts.model
+    path, content = _chosen(config, trainer)
+    model.load_state_dict({**content["model"], **content["ema"]})
+    model.eval()
+    report: dict[str, Any] = {"files": {}}
+    with torch.no_grad():
         if parts.held is not None:
-            parts.held_pictures(folder, trainer.step)
-        report: dict[str, Any] = {"files": {}}
-        if parts.config.export:
+            parts.held_pictures(config.output_dir, content["step"])
+        if config.export:
             report = export_student(
-                parts.opened.model, folder / EXPORT, image_size=parts.data.image_size, formats=parts.config.export
+                parts.opened.model, config.output_dir / EXPORT, image_size=parts.data.image_size, formats=config.export
             )
-    parts.model.train(was_training)
-    return report
+    return {"checkpoint": str(path), "step": content["step"], "metrics": _plain(content["metrics"]), **report}
+
+
+def _chosen(config: DistillConfig, trainer: Trainer) -> tuple[Path, dict[str, Any]]:
+    """The checkpoint of the student that is exported, and what is in it.
+
+    Raises:
+        UsageError: the best is asked for, and no evaluation told one.
+        SourceNotFound: there was a best one, and it has been removed.
+    """
+    last, best = latest(config.output_dir), config.output_dir / BEST
+    assert last is not None  # the trainer's last step
+    remedy = "run this again with export_from last"
+    if config.export_from == "best" and trainer.best is None:
+        raise UsageError(
+            f"distill: export_from: expected last, got 'best': {trainer.settings.best} was never a number; {remedy}"
+        )
+    if config.export_from != "last" and trainer.best is not None:
+        if not best.exists():
+            raise SourceNotFound(f"{best}: expected the checkpoint of the best evaluation, got no file; {remedy}")
+        content = load_checkpoint(best, identity=trainer.identity)
+        if config.export_from == "best" or _same_losses(
+            cast(Distill, trainer.objective), content["step"], trainer.step
+        ):
+            return best, content
+    return last, load_checkpoint(last, identity=trainer.identity)
+
+
+def _same_losses(objective: Distill, *steps: int) -> bool:
+    """Whether after so many steps the same losses had begun: a best student may be one whose edge head has learned nothing."""
+    weights = []
+    for step in steps:
+        objective.begin(step - 1)
+        weights.append(objective.weights)
+    return weights[0] == weights[-1]
 
 
 def _baselines(parts: _Parts, trainer: Trainer) -> dict[str, dict[str, float | None]]:

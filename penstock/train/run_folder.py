@@ -5,6 +5,7 @@ from pathlib import Path
 from torch import nn
 
 from penstock.errors import OutputRefused, RecipeMismatch
+from penstock.models.weights_file import differences
 from penstock.store.output import refused_if_unwritable
 from penstock.train.checkpoint import load_checkpoint
 from penstock.train.distributed import Ranks
@@ -48,10 +49,13 @@ def begin_with(model: nn.Module, path: Path) -> None:
 
     Raises:
         SourceNotFound, StoreCorrupt: as `load_checkpoint`.
-        RecipeMismatch: the weights are of another model.
+        RecipeMismatch: the weights are of another model; how many differ is said, with the first names.
     """
     content = load_checkpoint(path)
-    try:
-        model.load_state_dict({**content["model"], **content["ema"]})
-    except RuntimeError as error:
-        raise RecipeMismatch(f"{path}: expected weights of the same model: {str(error)[:500]}") from error
+    weights = {**content["model"], **content["ema"]}
+    if wrong := differences(model.state_dict(), weights):
+        raise RecipeMismatch(
+            f"{path}: expected weights of the same model, got those of another: {wrong}. Take a checkpoint of this model, or "
+            "train the one of that run: the config in its report.json says which"
+        )
+    model.load_state_dict(weights)

@@ -22,6 +22,8 @@ from penstock.testing import Truth, make_sample, write_tar
 torch = pytest.importorskip("torch", reason="BinaryDistillDataset needs torch")
 
 from penstock.compat import BinaryDistillDataset, collate_distill  # noqa: E402  # only where torch is
+from penstock.compat.distill_script import ScriptFlags  # noqa: E402
+from penstock.train.distill_config import DistillConfig  # noqa: E402
 
 SIZE_HW = (512, 1024)
 NUM_BOXES = (1, 0, 3)
@@ -364,3 +366,15 @@ def assert_same_batch(left: dict[str, object], right: dict[str, object]) -> None
             assert all(torch.equal(a, b) for a, b in zip(value, other, strict=True)), name
         else:
             assert value == other, name
+
+
+def test_the_script_takes_what_has_no_effect_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    plain = ScriptFlags(data_format="binary").to_config()
+    assert not caplog.text
+    flags = ScriptFlags(data_format="binary", fgd_alpha_fg=0.01, mask_weight=2.0, edge_weight=0.0, use_pos_weight=True)
+    assert flags.to_config() == replace(plain, edge_weight=0.0)
+    for flag, other in (("fgd-alpha-fg", "loss_type='mse'"), ("mask-weight", "enable_mask_loss=False")):
+        assert f"penstock: --{flag} has no effect with {other}" in caplog.text
+    assert len(caplog.records) == 3
+    with pytest.raises(UsageError, match=r"fgd_alpha_fg: .*no effect with loss_type='mse'"):
+        DistillConfig(fgd_alpha_fg=0.01)

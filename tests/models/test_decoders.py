@@ -17,7 +17,6 @@ from penstock.errors import SourceNotFound, UsageError  # noqa: E402
 from penstock.geometry.boxes import scale_boxes  # noqa: E402
 from penstock.models.decoders import open_decoder, parse_decoder, require_own, trainable_copy  # noqa: E402
 from penstock.models.distill_protocols import Level, MaskDecoder  # noqa: E402
-from penstock.models.sam2 import Sam2Options, Sam2Proposer  # noqa: E402
 from penstock.models.sam2_decoder import Sam2Decoder  # noqa: E402
 from penstock.models.sam2_pixels import model_pixels  # noqa: E402
 from penstock.models.sam2_weights import build, open_weights  # noqa: E402
@@ -54,7 +53,7 @@ def test_it_says_what_it_takes(decoder: MaskDecoder) -> None:
 def test_the_logits_of_a_teacher_s_features_are_those_of_transformers(model: Any, decoder: MaskDecoder) -> None:
     """From a picture: what the teacher stores, through the decoder, is what SAM2 gives with zeros for its skips."""
     images = [picture(60, 80, seed) for seed in range(len(BOXES))]
-    stored = Sam2Proposer(Sam2Options(model_cfg="random:tiny", device="cpu")).image_features(images)[16].clone()
+    stored = open_teacher("random:tiny", TeacherOptions(device="cpu")).features(images)["P4_S16"].clone()
     with torch.no_grad():
         *skips, embedded = model.get_image_embeddings(model_pixels(images, 128, "cpu"))
         ask = {"input_boxes": BOXES[:, None], "multimask_output": False}

@@ -15,6 +15,7 @@ if find_spec("sam2") is None:
 from penstock.models.sam2 import Asked, AutomaticMasks, Sam2Options, Sam2Proposer  # noqa: E402
 from penstock.models.sam2_config import ARCHITECTURES, Architecture, make_config  # noqa: E402
 from penstock.models.sam2_weights import VIDEO_PART, expected_shapes, meta_names  # noqa: E402
+from penstock.models.teachers import TeacherOptions, open_teacher  # noqa: E402
 from penstock.models.torchvision_shim import ensure_torchvision  # noqa: E402
 from tests.models.sam2_data import frame_of, picture  # noqa: E402
 
@@ -42,10 +43,15 @@ def genuine() -> Any:
 
 
 @pytest.fixture
-def proposer(genuine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sam2Proposer:
+def checkpoint(genuine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setitem(ARCHITECTURES, "t", SMALL)
-    checkpoint = tmp_path / "sam2.1_hiera_tiny.pt"
-    torch.save({"model": genuine.state_dict()}, checkpoint)
+    path = tmp_path / "sam2.1_hiera_tiny.pt"
+    torch.save({"model": genuine.state_dict()}, path)
+    return path
+
+
+@pytest.fixture
+def proposer(checkpoint: Path) -> Sam2Proposer:
     rule = AutomaticMasks(
         pred_iou_thresh=0, stability_score_thresh=0, stability_score_offset=0.01, min_mask_region_area=0
     )
@@ -101,15 +107,15 @@ def test_points_give_the_masks_of_meta_s_generator(genuine: Any, proposer: Sam2P
         assert found.stability[number] == pytest.approx(mask["stability_score"], abs=2e-3)
 
 
-def test_features_are_those_of_meta_s_pyramid(genuine: Any, proposer: Sam2Proposer) -> None:
+def test_features_are_those_of_meta_s_pyramid(genuine: Any, checkpoint: Path) -> None:
     from sam2.utils.transforms import SAM2Transforms
 
     image = picture(60, 80)
     with torch.inference_mode():
         pixels = SAM2Transforms(1024, 0.0)(image)[None]
         levels, _ = genuine.image_encoder.neck(genuine.image_encoder.trunk(pixels))
-    found = proposer.image_features([image])
-    assert list(found) == [4, 8, 16, 32]
+    found = open_teacher("sam2.1_hiera_t", TeacherOptions(weights=str(checkpoint), device="cpu")).features([image])
+    assert list(found) == ["P2_S4", "P3_S8", "P4_S16", "P5_S32"]
     for level, wanted in zip(found.values(), levels, strict=True):
         torch.testing.assert_close(level, wanted, atol=1e-4, rtol=0)
 

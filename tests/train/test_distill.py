@@ -64,7 +64,12 @@ def test_a_loss_that_never_counts_is_said(caplog: pytest.LogCaptureFixture) -> N
     Distill(DistillConfig(epochs=4), steps_per_epoch=1)
     assert "edge_task_start_epoch is 5 and there are 4 epochs" in caplog.text
     caplog.clear()
+    Distill(config_of(epochs=10, edge_mask_start_epoch=11, enable_edge_mask_progressive=True), steps_per_epoch=1)
+    assert "edge_mask_start_epoch is 11 and there are 10 epochs" in caplog.text
+    assert caplog.text.count("what it begins never comes") == 1
+    caplog.clear()
     Distill(DistillConfig(epochs=4, edge_weight=0), steps_per_epoch=1)
+    Distill(config_of(epochs=10), steps_per_epoch=1)
     assert not caplog.text
 
 

@@ -4,9 +4,12 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+pytest.importorskip("torch")
+
+import torch
 
 from penstock.errors import UsageError
 from penstock.train.distill_losses import (

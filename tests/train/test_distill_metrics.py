@@ -6,9 +6,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+pytest.importorskip("torch")
+
+import torch
 
 from penstock.errors import UsageError
 from penstock.train.distill_metrics import EdgeScore, FeatureScore, MeanFeature

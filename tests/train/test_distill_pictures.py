@@ -6,11 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
+
+pytest.importorskip("torch")
+
+import torch
 from torch import nn
 
 from penstock.errors import OutputRefused

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from penstock.models.student_export import load_student  # noqa: E402
 from penstock.testing import encode_picture  # noqa: E402
 from penstock.train.checkpoint import BEST, latest, load_checkpoint  # noqa: E402
 from penstock.train.distill_config import DistillConfig  # noqa: E402
+from penstock.train.distill_eval import HeldOutPictures  # noqa: E402
 from penstock.train.distill_run import run_distill  # noqa: E402
 from tests.train.distill_set import ROWS, write_set  # noqa: E402
 from tests.train.ranks import run_ranks  # noqa: E402
@@ -31,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def config_of(folder: Path, output: Path, **values: Any) -> DistillConfig:
     known: dict[str, Any] = {
-        "backbone": "yolov8:n", "batch_size": 4, "edge_weight": 0.0, "epochs": 2, "val_share": 0.3, "num_workers": 1,
+        "backbone": "yolov8:n", "batch_size": 4, "edge_weight": 0.0, "epochs": 2, "val_share": 0.25, "num_workers": 1,
         "device": "cpu", "lr": 3e-3, "export": (), "baselines": False, "log_interval": 1,
     }  # fmt: skip
     return DistillConfig(binary_data_path=folder, output_dir=output, **{**known, **values})
@@ -133,7 +135,7 @@ def test_two_processes_equal_one(folder: Path, whole: Path, tmp_path: Path) -> N
     output = tmp_path / "two"
     flags = {
         "binary-data-path": folder, "output-dir": output, "backbone": "yolov8:n", "batch-size": 2, "edge-weight": 0,
-        "epochs": 2, "val-share": 0.3, "num-workers": 1, "device": "cpu", "lr": 3e-3, "log-interval": 1,
+        "epochs": 2, "val-share": 0.25, "num-workers": 1, "device": "cpu", "lr": 3e-3, "log-interval": 1,
     }  # fmt: skip
     words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
     code, text, errors = run_ranks(2, "penstock", ["train", "distill", *words, "--no-baselines"])
@@ -181,6 +183,69 @@ def test_another_configuration_of_a_begun_run_is_refused(folder: Path, whole: Pa
     for changed, named in cases:
         with pytest.raises(RecipeMismatch, match=named):
             run_distill(config_of(folder, whole, **changed))
+
+
+def test_the_best_student_is_exported_or_the_last_where_that_is_asked(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scores = iter([0.5, 0.4])
+    monkeypatch.setattr(HeldOutPictures, "evaluate", lambda self, model, ranks: {"cosine": next(scores)})
+    words = "--backbone yolov8:n --batch-size 4 --edge-weight 0 --val-share 0.25 --device cpu --ema-decay 0.5 --no-baselines"
+    paths = ["--binary-data-path", str(folder), "--output-dir", str(tmp_path)]
+    for source, path, step, cosine in (
+        ("best", tmp_path / BEST, 2, 0.5),
+        ("last", tmp_path / "step_000000004.pt", 4, 0.4),
+    ):
+        more = ["--export-from", "last"] if source == "last" else []
+        assert main(["train", "distill", *words.split(), *paths, *more]) == 0
+        said = capsys.readouterr().out
+        assert f"exported: {tmp_path / 'export' / 'student.pth'}, of step {step}\n" in said
+        assert ("held out, student of step 2: cosine 0.500" in said) == (source == "best")
+        assert "held out, student: cosine 0.400" in said
+        export = json.loads((tmp_path / "report.json").read_text())["export"]
+        assert export["checkpoint"] == str(path)
+        assert (export["step"], export["metrics"]) == (step, {"cosine": cosine})
+        average = load_checkpoint(path)["ema"]
+        for name, value in load_student(tmp_path / "export" / "student.pth").named_parameters():
+            assert torch.equal(value, average[f"student.{name}"])
+    (tmp_path / BEST).unlink()
+    assert main(["train", "distill", *words.split(), *paths]) == 2
+    assert (
+        "best.pt: expected the checkpoint of the best evaluation, got no file; run this again"
+        in capsys.readouterr().err
+    )
+
+
+def test_where_no_evaluation_gave_a_number_the_last_is_exported_and_no_best_one(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(HeldOutPictures, "evaluate", lambda self, model, ranks: {"cosine": float("nan")})
+    config = config_of(folder, tmp_path, max_steps=1)
+    assert run_distill(config)["export"]["step"] == 1
+    with pytest.raises(UsageError, match="export_from: expected last, got 'best': cosine was never a number; run this"):
+        run_distill(replace(config, export=("state_dict",), export_from="best"))
+
+
+def test_a_best_student_from_before_a_loss_began_is_exported_only_where_that_is_asked(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = iter([0.5, 0.4])
+    monkeypatch.setattr(HeldOutPictures, "evaluate", lambda self, model, ranks: {"miou_student_gt": next(scores)})
+    config = config_of(folder, tmp_path, decoder="stand-in", enable_mask_loss=True, mask_task_start_epoch=2)
+    assert run_distill(config)["export"]["step"] == 4
+    found = run_distill(replace(config, export=("state_dict",), export_from="best"))["export"]
+    assert (found["step"], found["checkpoint"]) == (2, str(tmp_path / BEST))
+
+
+def test_weights_of_another_model_are_counted_and_named(folder: Path, whole: Path, tmp_path: Path) -> None:
+    shape = r"student\.backbone\.stem\S+: expected \(32,.*\), got \(16,.*\)"
+    cases = {
+        "yolov8:s": ({"backbone": "yolov8:s"}, rf"\d+ of another shape \({shape}, {shape}, {shape}, \.\.\.\)\. Take a"),
+        "edges": ({"edge_weight": 1.0}, r"10 missing \((student\.edge_head\S+, ){3}\.\.\.\)\. Take a"),
+    }
+    for changed, words in cases.values():
+        with pytest.raises(RecipeMismatch, match=words):
+            run_distill(config_of(folder, tmp_path, pretrained_pth=latest(whole), **changed), way="dry-run")
 
 
 def test_a_look_before_training_writes_nothing(folder: Path, tmp_path: Path) -> None:
@@ -239,7 +304,7 @@ def test_rows_with_nan_features_are_replaced_and_counted_until_the_budget(
     values.tofile(path)
     found = run_distill(config_of(folder, tmp_path / "run", max_bad=0.5))
     assert found["data"][0]["substituted"] > 0
-    words = "--backbone yolov8:n --batch-size 4 --edge-weight 0 --epochs 1 --val-share 0.3 --device cpu --max-bad 0.5"
+    words = "--backbone yolov8:n --batch-size 4 --edge-weight 0 --epochs 1 --val-share 0.25 --device cpu --max-bad 0.5"
     paths = ["--binary-data-path", str(folder), "--output-dir", str(tmp_path / "cli"), "--no-baselines"]
     assert main(["train", "distill", *words.split(), *paths]) == 0
     assert re.search(r"\d bad rows were drawn and replaced by others \(BadData: \d\)", capsys.readouterr().out)

@@ -6,6 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("sklearn")
+
 import torch
 
 from penstock.errors import BudgetExceeded, UsageError
@@ -17,8 +21,6 @@ from penstock.models.cycle import CycleModel
 from penstock.source import Subset
 from penstock.testing_pairs import WORDS, MovingDigits
 from penstock.train.dual_loop import DualLoop, DualLoopSettings, as_pictures, evaluate_dual_loop
-
-pytest.importorskip("sklearn")
 
 
 class OneView(Subset):

@@ -107,6 +107,28 @@ def test_the_box_in_words_is_the_mask_s() -> None:
         assert set(str(record["sentence"]).split()) <= set(source.words)
 
 
+def test_recoloured_views_keep_their_outlines_and_share_no_colours() -> None:
+    plain = of_blocks()
+    other = WindowPairs([Quarters()], 40, side=16, rule=plain.rule, recolour=True)
+    assert other.digest() != plain.digest()
+    inverted = []
+    for row in range(len(plain)):
+        before, after = plain[row], other[row]
+        assert np.array_equal(before["mask"], after["mask"])
+        assert before["sentence"] == after["sentence"]
+        old, new = (np.asarray(record["image"]).reshape(-1, 3).astype(int) for record in (before, after))
+        ways = []
+        for channel in new.T:  # each is an old one, brighter or darker or upside down: the order of the pixels stays
+            steps = [np.diff(channel[np.argsort(one)]) for one in old.T]
+            ways.append([int((step >= 0).all()) - int((step <= 0).all()) for step in steps])
+        signs = {way for one in ways for way in one if way}
+        assert len(signs) == 1
+        assert sorted(next(at for at, way in enumerate(one) if way) for one in ways) == [0, 1, 2]
+        inverted.append(signs == {-1})
+    assert 20 <= sum(inverted) <= 60
+    assert any(first != second for first, second in zip(inverted[::2], inverted[1::2], strict=True))
+
+
 def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(UsageError, match="none of 8 objects has two windows"):
         of_blocks(rule=WindowRule(others=1, min_share=0.98, max_share=1))

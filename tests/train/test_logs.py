@@ -40,6 +40,7 @@ def test_a_run_that_goes_on_cuts_the_lines_that_it_writes_again(tmp_path: Path) 
 
 
 def test_tensorboard_reads_what_was_written(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     journal = Journal(tmp_path, from_step=0, writers=[TensorBoard(tmp_path)])
     journal.write(3, 9, {"loss": 0.25, "sources": {"a": 1.0}})

@@ -2,9 +2,12 @@
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
+
+pytest.importorskip("torch")
+
+import torch
 
 from penstock.train.distributed import Ranks
 from penstock.train.losses import POINTS, dice_loss, mask_losses, sampled_points, values_at

@@ -11,6 +11,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+
+pytest.importorskip("torch")
+
 import torch
 
 from penstock.errors import NotFinite, OutputRefused, RecipeMismatch, StoreCorrupt, UsageError
