@@ -1,12 +1,13 @@
 """The mixed loader: what a position of the plan costs, saving and resuming at 10^9 samples, bad rows.
 
-    python benchmarks/mix.py                 # about two minutes
-    python benchmarks/mix.py --rounds 3      # shorter
+    python benchmarks/mix.py                                # about three minutes
+    python benchmarks/mix.py --rounds 3 --samples 1000      # shorter
 
-One core plans; two threads load. Each figure is the median of the rounds. For the cost of bad rows a mixture of pictures in
-JPEG files (`--side`) is loaded whole, clean and with one file in a hundred cut in half, in turn; what is given is the ratio
-within a round, by the clock, and by the processor's time, which other programs of the machine disturb less. Files lie in a
-temporary folder, in the page cache.
+One core plans and loads. Each figure is the median of the rounds. For the cost of bad rows a mixture of JPEG files (`--side`)
+is loaded sample by sample beside one with bad rows: one file in a hundred cut in half, the same known from a list, and one
+mask in a hundred empty, which is found once the picture is decoded. Both take the same positions, one right after the other,
+so that other programs of the machine slow them alike; what is given is the median of the ratios and its 95 % interval, apart
+for samples with a bad row and without. Files lie in a temporary folder, in the page cache.
 """
 
 import argparse
@@ -15,9 +16,10 @@ import os
 import tempfile
 import time
 import tracemalloc
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -34,7 +36,7 @@ from penstock.schema import Record, Schema
 from penstock.source import Lookup
 
 BILLION = 10**9
-FILES = 1200
+FILES = 300
 
 
 class Blank:
@@ -58,12 +60,12 @@ class Blank:
 
 
 class Pictures:
-    """JPEG files with a mask each."""
+    """JPEG files with a mask each; that of some rows is empty."""
 
     schema = Schema([IMAGE, MASK])
 
-    def __init__(self, paths: Sequence[Path], side: int) -> None:
-        self.paths, self.keys = paths, [path.name for path in paths]
+    def __init__(self, paths: Sequence[Path], side: int, *, empty: Sequence[int] = ()) -> None:
+        self.paths, self.side, self.empty, self.keys = paths, side, empty, [path.name for path in paths]
         self.mask = np.zeros((side, side), np.uint8)
         self.mask[side // 4 : side // 2, side // 4 : side // 2] = 1
 
@@ -71,7 +73,8 @@ class Pictures:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Record:
-        return {"image": decode_picture(self.paths[index].read_bytes()), "mask": self.mask}
+        image = decode_picture(self.paths[index].read_bytes())
+        return {"image": image, "mask": np.zeros_like(self.mask) if index in self.empty else self.mask}
 
     def digest(self) -> str:
         """Of the names."""
@@ -137,57 +140,90 @@ def resumes(rounds: int) -> list[tuple[str, str]]:
     ]
 
 
-def cost(paths: Sequence[Path], side: int) -> tuple[float, float]:
-    """Seconds of a sample over one epoch: by the clock, and of the processor over all threads."""
-    loader = MixLoader(
-        Mixed([MixPart(name="pictures", source=Pictures(paths, side))], views=Views(size=side)), batch_size=16, threads=2,
-        budget=None,
-    )  # fmt: skip
-    feed = iter(loader)
-    next(feed)
-    begin = np.array([time.perf_counter(), time.process_time()])
-    steps = sum(1 for _ in feed)
-    clock, processor = (np.array([time.perf_counter(), time.process_time()]) - begin) / (steps * 16)
-    return float(clock), float(processor)
+def one_by_one(source: Pictures, quarantine: Path | None = None) -> Iterator[Mapping[str, Any]]:
+    """Batches of one sample, each made when it is asked for."""
+    mixed = Mixed([MixPart(name="pictures", source=source)], views=Views(size=source.side))
+    return iter(MixLoader(mixed, batch_size=1, threads=1, prefetch=1, epochs=None, budget=None, quarantine=quarantine))
 
 
-def substitution(rounds: int, side: int) -> list[tuple[str, str]]:
+def paired(samples: int, sound: Pictures, faulty: Pictures, quarantine: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Samples of a faulty source against those of a sound one at the same position, taken one right after the other.
+
+    Returns:
+        (N, 2) time taken by the faulty one per time by the sound one, by the clock and of the processor; (N,) whether a
+        row was bad.
+    """
+    feeds = one_by_one(sound), one_by_one(faulty, quarantine)
+    ratios, is_bad = np.empty((samples, 2)), np.empty(samples, bool)
+    for number in range(-20, samples):  # the first ones warm memory
+        taken = np.empty((2, 2))
+        for place in (0, 1) if number % 2 else (1, 0):
+            begin = np.array([time.perf_counter(), time.process_time()])
+            batch = next(feeds[place])
+            taken[place] = np.array([time.perf_counter(), time.process_time()]) - begin
+            if place and number >= 0:
+                is_bad[number] = int(batch["attempt"][0]) > 0
+        if number >= 0:
+            ratios[number] = taken[1] / taken[0]
+    return ratios, is_bad
+
+
+def spread(ratios: np.ndarray) -> np.ndarray:
+    """(3,) median of some ratios, less one, and the ends of its 95 % interval, by their ranks."""
+    ranked = np.sort(ratios) - 1
+    low = max(0, int((len(ranked) - 1.96 * len(ranked) ** 0.5) / 2))
+    return np.array([np.median(ranked), ranked[low], ranked[-1 - low]])
+
+
+def percent(figure: np.ndarray, digits: int = 1) -> str:
+    """What `spread` gives, as text."""
+    middle, low, high = (f"{one:+.{digits}%}" for one in figure.tolist())
+    return f"{middle} ({low} .. {high})"
+
+
+def substitution(samples: int, side: int) -> list[tuple[str, str]]:
     """What one bad file in a hundred costs."""
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
-        clean, damaged = [], []
+        clean, cut = [], []
         for number in range(FILES):
             noise = rng.integers(0, 256, (side // 8, side // 8, 3), np.uint8).repeat(8, 0).repeat(8, 1)
             content = encode_jpeg(noise, quality=90)
             clean.append(Path(folder) / f"{number}.jpg")
             clean[-1].write_bytes(content)
-            damaged.append(clean[-1])
+            cut.append(clean[-1])
             if number % 100 == 50:
-                damaged[-1] = Path(folder) / f"{number}-cut.jpg"
-                damaged[-1].write_bytes(content[: len(content) // 2])
-        cost(clean, side)
-        ratios, clocks = [], []
-        for number in range(2 * rounds):
-            order = (clean, damaged) if number % 2 else (damaged, clean)
-            found = {id(paths): cost(paths, side) for paths in order}
-            ratios.append(np.array(found[id(clean)]) / found[id(damaged)])
-            clocks.append(found[id(clean)][0])
-    wall, processor = (float(one) - 1 for one in np.median(ratios, axis=0))
-    return [
-        (f"{side} x {side} JPEG files, 2 threads", f"{1 / median(clocks):.0f} samples/s"),
-        ("1 % of them cut in half: samples a second against none", f"{wall:+.1%}"),
-        ("the same, a second of the processor", f"{processor:+.1%}"),
-    ]
+                cut[-1] = Path(folder) / f"{number}-cut.jpg"
+                cut[-1].write_bytes(content[: len(content) // 2])
+        sound, empty = Pictures(clean, side), Pictures(clean, side, empty=range(50, FILES, 100))
+        lines = []
+        for title, faulty, known in (
+            ("cut in half", Pictures(cut, side), "a"),
+            ("cut in half, known from the run before", Pictures(cut, side), "a"),
+            ("with an empty mask", empty, "b"),
+        ):
+            ratios, is_bad = paired(samples, sound, faulty, Path(folder) / known)
+            for number, clock in enumerate(("by the clock", "of the processor")):
+                bad, good = spread(ratios[is_bad, number]), spread(ratios[~is_bad, number])
+                lines += [
+                    (f"{title}: time of the {is_bad.sum()} samples with a bad row, {clock}", percent(bad)),
+                    (f"the same of the other {(~is_bad).sum()} samples", percent(good)),
+                    (f"so {is_bad.mean():.2%} bad rows cost", percent(is_bad.mean() * bad, digits=2)),
+                ]
+    return lines
 
 
 def main() -> None:
     """Prints a table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--samples", type=int, default=6000, help="pairs of each kind, for the cost of bad rows")
     parser.add_argument("--side", type=int, default=512, help="pixels of the pictures")
     options = parser.parse_args()
+    if options.samples < FILES:
+        parser.error(f"--samples: expected {FILES}, an epoch, or more, got {options.samples}")
     print("| what | figure |\n| --- | --- |")
-    for measure in (plans, resumes, lambda rounds: substitution(rounds, options.side)):
+    for measure in (plans, resumes, lambda _: substitution(options.samples, options.side)):
         for title, figure in measure(options.rounds):
             print(f"| {title} | {figure} |", flush=True)
 

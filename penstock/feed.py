@@ -51,11 +51,12 @@ class Plan:
         return self.batch_size // self.world_size
 
     def end_of_epoch(self, step: int, epochs: int) -> int:
-        """The step after the last one of the epoch that a step begins in, and of `epochs - 1` further ones."""
+        """The step after the run of `epochs` epochs that a step lies in; runs are counted from the first epoch, so one that was
+        stopped and resumed ends where it would have."""
         if not self.continuous:
-            return (step // len(self) + epochs) * len(self)
-        position = (step * self.batch_size // self.sampler.num_rows + epochs) * self.sampler.num_rows
-        return -(-position // self.batch_size)
+            return (step // len(self) // epochs + 1) * epochs * len(self)
+        run = epochs * self.sampler.num_rows
+        return -(-(step * self.batch_size // run + 1) * run // self.batch_size)
 
     def positions(self, step: int) -> range:
         """Global positions of this rank's rows of a batch, batches being counted from the first epoch's start."""

@@ -35,7 +35,7 @@ class Loader:
         batch_size: rows of a global batch, over all ranks.
         fields: names of the fields read; None for all.
         sampler: the order of 0..n-1, n rows that can be drawn; None for `Epochs(n)`: exact shuffle, seed 0.
-        epochs: epochs that one `for` runs over; None: without end.
+        epochs: epochs that one `for` runs over; None: without end. One that was broken off is ended by the next.
         drop_last: leave out the rows of an epoch that do not fill a batch. If not, the last batch is shorter, split
             over the ranks as evenly as can be; a rank may get 0 rows, and takes as many steps as the others.
         output: "numpy", or "torch" for tensors over the same memory.

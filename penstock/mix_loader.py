@@ -54,8 +54,8 @@ class MixLoader:
         output: "numpy", or "torch" for tensors over the same memory.
         epochs: epochs of the mixture that one `for` runs over; None: without end.
         budget: of bad samples, in what this rank consumes; None: any number.
-        quarantine: folder of the lists of bad rows. All lists in it are read now; this rank appends to its own what it
-            meets. None: no lists.
+        quarantine: folder of the lists of bad rows. All lists in it are read now; this rank appends to its own what the
+            batches taken met. None: no lists.
         allow_data_change: a state that was saved with other data is taken, with a warning: the order is that of the data
             now, from the position that was reached.
 
@@ -107,19 +107,51 @@ class MixLoader:
         (`contextlib.closing`): that waits for the threads, and a process that ends while they decode may be aborted.
 
         Raises:
-            BudgetExceeded: too many bad samples.
+            BudgetExceeded: too many bad samples. The batch is not given, and is the next one of who goes on.
             BadData: all rows tried for one position are bad.
             OutputRefused, OutputFull: the list of bad rows cannot be written.
         """
+        self.loader.seek(self._step)  # a batch that was made and not given is made again
         feed = cast(Feed, iter(self.loader))
         try:
             for batch in feed:
+                self._count(batch)
                 self._step += 1
-                self._append(self.tally.take(batch))
-                self.tally.check()
                 yield batch
         finally:
             feed.close("")
+
+    def take(self, batch: Mapping[str, Any]) -> None:
+        """Says that a batch is used now which somebody else's DataLoader made of `mixed` (see `penstock.mix_torch`): it
+        counts in the report and against the budget, its bad rows go to the list, and the loader stands behind it. Batches
+        of the loader's own iteration are taken already.
+
+        Args:
+            batch: of this rank, from `collate`, on the CPU.
+
+        Raises:
+            UsageError: its positions are not one of this rank's shares.
+            BudgetExceeded, OutputRefused, OutputFull: as when iterating; the loader stays where it was.
+        """
+        step = self.step_of(batch)
+        self._count(batch)
+        self._step = step + 1
+
+    def step_of(self, batch: Mapping[str, Any]) -> int:
+        """The step whose share of this rank a batch is.
+
+        Raises:
+            UsageError: its positions are not one of this rank's shares: somebody cut the batches anew.
+        """
+        found = [int(position) for position in batch["position"]]
+        step = found[0] // self.batch_size if found else 0
+        expected = list(self.loader.plan.positions(step))
+        if found != expected:
+            raise UsageError(
+                f"mix: expected the positions of rank {self.rank} of {self.world_size} at step {step}, {expected}; got "
+                f"{found}. Does another sampler cut the batches again? Then do not prepare this DataLoader"
+            )
+        return step
 
     @property
     def next_position(self) -> int:
@@ -187,12 +219,16 @@ class MixLoader:
                 changed.append(f"{name}: its data changed: expected {mixed.data[name]}, got {data}")
         return changed
 
+    def _count(self, batch: Mapping[str, Any]) -> None:
+        """A batch in the counts, its bad rows in the list, both held against the budget."""
+        self._append(self.tally.take(batch))
+        self.tally.check()
+
     def _append(self, found: Sequence[Mapping[str, str]]) -> None:
         """Adds bad rows to this rank's list, each once."""
         new = {(one["source"], one["key"]): one for one in found}.keys() - self._listed
         if self._folder is None or not new:
             return
-        self._listed |= new
         lines = [json.dumps(one) for one in found if (one["source"], one["key"]) in new]
         path = self._folder / f"rank{self.rank}.jsonl"
         with refused_if_unwritable(path), full_said(path, "the lines before stay"):
@@ -200,6 +236,7 @@ class MixLoader:
             with path.open("a+b") as file:
                 file.truncate(_end_of_lines(file))
                 file.write("".join(f"{line}\n" for line in dict.fromkeys(lines)).encode())
+        self._listed |= new
 
 
 def read_quarantine(folder: Path) -> dict[str, dict[str, str]]:
@@ -212,7 +249,7 @@ def read_quarantine(folder: Path) -> dict[str, dict[str, str]]:
         raise UsageError(f"quarantine {folder}: expected a folder, or nothing yet; it is a file")
     found: dict[str, dict[str, str]] = {}
     for path in sorted(folder.glob("*.jsonl")):
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_bytes().split(b"\n")
         for number, line in enumerate(lines[:-1], 1):  # what follows the last line end is torn, or empty
             try:
                 entry = json.loads(line)

@@ -14,7 +14,7 @@ def planned(mixed: Mixed) -> dict[str, Any]:
     Returns:
         seed; samples: of the epoch; sources: name, rows (that can be drawn), source_rows, samples (of the epoch), share,
         passes (how often each row comes), weight, repeats, max_rows, max_images, pairs (whether two pictures make a
-        sample: "stored", by "rule", or "none").
+        sample: "stored", by "rule", or "none"), problems (faults that its reader met: path and message).
     """
     total = len(mixed)
     sources = []
@@ -27,13 +27,14 @@ def planned(mixed: Mixed) -> dict[str, Any]:
                 "share": count / total, "passes": count / planned_part.num_rows, "weight": weight,
                 "repeats": part.repeats, "max_rows": part.max_rows, "max_images": part.max_images,
                 "pairs": mixed.pairing(part.name),
+                "problems": [f"{one.path}: {one.message}" for one in getattr(part.source, "problems", [])],
             }
         )  # fmt: skip
     return {"seed": mixed.plan.seed, "samples": total, "sources": sources}
 
 
 def planned_lines(plan: Mapping[str, Any]) -> list[str]:
-    """What `planned` gives, one line per source."""
+    """What `planned` gives, one line per source, and one more where its files have faults: their rows may fail."""
     lines = [f"Total datasets: {len(plan['sources'])}"]
     for number, one in enumerate(plan["sources"]):
         pairs = {"stored": ", stored pairs", "rule": ", pairs by rule", "none": ""}[one["pairs"]]
@@ -41,6 +42,8 @@ def planned_lines(plan: Mapping[str, Any]) -> list[str]:
             f"  Dataset {number}: {one['samples']} samples ({one['name']}: {one['share']:.2%}, each of {one['rows']} rows "
             f"{one['passes']:.3g} times{pairs})"
         )
+        if one["problems"]:
+            lines.append(f"    problems in its files: {len(one['problems'])}, the first: {one['problems'][0]}")
     return [*lines, f"Dataset built: {plan['samples']} total samples, seed {plan['seed']}"]
 
 

@@ -78,7 +78,7 @@ class PartRows:
                 raise UsageError(f"mix: {part.name}: {name}: expected 1 or more, or none, got {limit}")
         self.digest, done = snapshot(part.source)
         self.is_paired = VIEW in schema
-        self.pairs = _pairs(part)
+        self.pairs = _pairs(part, done)
         self.first = self._first(done)[: part.max_rows]
         """D rows of first views; a range wherever all rows can be drawn, so that size costs no memory."""
         if not len(self.first):
@@ -106,21 +106,23 @@ class PartRows:
         if done is None and self.pairs is None:
             return range(0, stop - 1, 2) if self.is_paired else range(stop)
         rows = self.pairs.anchors if self.pairs is not None else np.asarray(done)
-        if done is not None:
-            rows = rows[np.isin(rows, done)]
         if self.is_paired:
             rows = rows[(rows % 2 == 0) & np.isin(rows + 1, rows)]
         return rows[rows < stop]
 
 
-def _pairs(part: MixPart) -> Pairs | None:
+def _pairs(part: MixPart, done: np.ndarray | None) -> Pairs | None:
     if part.pairs is None:
         return None
     from penstock.track_tables import track_table
 
     if VIEW in part.source.schema:
         raise UsageError(f"mix: {part.name}: its rows are pairs already; leave out the pair rule")
-    return Pairs(track_table(part.source), part.pairs)
+    pairs = Pairs(track_table(part.source), part.pairs)
+    if done is not None:
+        pairs.usable &= np.isin(np.arange(len(pairs.usable)), done)
+        pairs.anchors = np.flatnonzero(pairs.usable)
+    return pairs
 
 
 def _end_of_groups(part: MixPart, count: int) -> int:

@@ -4,6 +4,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from operator import index
 from typing import NamedTuple
 
 import numpy as np
@@ -113,6 +114,7 @@ class Mixed:
             BadData: every row tried is bad; the message names the part and the reasons.
             OSError: reading failed again and again.
         """
+        position = index(position)  # NumPy's integers overflow in a hash
         if position < 0:
             raise IndexError(f"position {position}: expected 0 or more")
         begin = time.perf_counter()
@@ -184,6 +186,7 @@ class Mixed:
 
     def explain(self, position: int) -> dict[str, object]:
         """What the plan says of a position, without reading anything but keys: plain values."""
+        position = index(position)
         number, planned, epoch = (int(values[0]) for values in self.plan.draw(position, position + 1))
         rows, seed = self._rows[number], self.plan.sample_seed(position)
         stand_ins = [self.plan.stand_in(number, position, attempt) for attempt in range(1, self.max_attempts)]

@@ -61,6 +61,10 @@ class PartTally:
     recent: deque[bool] = field(default_factory=deque)
     """Of the samples in the budget's window: whether they were bad."""
     recent_bad: int = 0
+    longest: int = 0
+    """Most bad samples in a row since the budget was last kept to: a batch may hold a run and what ends it."""
+    densest: int = 0
+    """Most bad samples in a whole window, likewise."""
 
 
 class MixTally:
@@ -117,6 +121,7 @@ class MixTally:
         if self.budget is not None:
             for name, tally in (*self.parts.items(), ("all parts", self.all)):
                 _check(name, tally, self.budget)
+                tally.longest = tally.densest = 0
 
     def _note(self, tally: PartTally, failures: Sequence[Mapping[str, Any]]) -> None:
         for failure in failures:
@@ -124,12 +129,15 @@ class MixTally:
             if len(tally.first_bad) < 5:
                 tally.first_bad.append(failure["key"])
         tally.consecutive = tally.consecutive + 1 if failures else 0
+        tally.longest = max(tally.longest, tally.consecutive)
         if self.budget is None:
             return
         tally.recent.append(bool(failures))
         tally.recent_bad += bool(failures)
         if len(tally.recent) > self.budget.window:
             tally.recent_bad -= tally.recent.popleft()
+        if len(tally.recent) == self.budget.window:
+            tally.densest = max(tally.densest, tally.recent_bad)
 
     def report(self) -> dict[str, dict[str, Any]]:
         """Counts per part of what this process consumed: plain values, for JSON.
@@ -156,9 +164,9 @@ class MixTally:
 
 
 def _check(name: str, tally: PartTally, budget: Budget) -> None:
-    share = tally.recent_bad / budget.window if len(tally.recent) == budget.window else 0.0
+    share = tally.densest / budget.window
     reasons = [
-        (tally.consecutive > budget.max_consecutive, f"{tally.consecutive} samples in a row needed a substitute"),
+        (tally.longest > budget.max_consecutive, f"{tally.longest} samples in a row needed a substitute"),
         (share > budget.max_fraction, f"{share:.1%} of the last {budget.window} samples needed a substitute"),
         (budget.max_total is not None and tally.substituted > budget.max_total,
          f"{tally.substituted} samples needed a substitute"),

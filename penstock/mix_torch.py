@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from penstock.errors import MissingExtra, UsageError
+from penstock.errors import MissingExtra
 from penstock.mix_loader import MixLoader
 from penstock.schema import Record
 
@@ -19,11 +19,16 @@ class MixBatches:
         loader = MixLoader(mixed, batch_size=16, rank=rank, world_size=world_size)
         feed = DataLoader(loader.mixed, batch_sampler=MixBatches(loader), collate_fn=collate, num_workers=4)
 
-    One `for` over the feed begins where the loader stands and runs over its `epochs`; then the loader stands at the end,
-    where the next one begins. One that was broken off begins again. Workers hold no state: their number changes nothing.
+        for batch in feed:
+            loader.take(batch)
 
-    A DataLoader draws ahead of who uses its batches, so the loader does not move with them. `state_after(batch)` is the
-    state once that batch is used, for `MixLoader.load_state_dict`. A StatefulDataLoader keeps it by itself.
+    One `for` over the feed begins where the loader stands and runs over its `epochs`; then the loader stands at the end,
+    where the next one begins. Workers hold no state: their number changes nothing.
+
+    A DataLoader draws ahead of who uses its batches, so the loader learns of them by `MixLoader.take`: report, budget,
+    list of bad rows and state are then those of its own iteration, and a `for` that was broken off goes on. Without, the
+    loader stands still until all batches are drawn. `state_after(batch)` is the state once that batch is used; a
+    StatefulDataLoader keeps it by itself.
 
     Args:
         loader: settings, samples and position; it reads nothing here.
@@ -69,17 +74,9 @@ class MixBatches:
         """The state once this batch of this rank is used: what to save with the model.
 
         Raises:
-            UsageError: its positions are not one of this rank's shares: somebody cut the batches anew.
+            UsageError: as `MixLoader.step_of`.
         """
-        found = [int(position) for position in batch["position"]]
-        step = found[0] // self.loader.batch_size if found else 0
-        if found != self.positions(step):
-            rank, world = self._plan.rank, self._plan.world_size
-            raise UsageError(
-                f"MixBatches: expected the positions of rank {rank} of {world} at step {step}, {self.positions(step)}; "
-                f"got {found}. Does another sampler cut the batches again? Then do not prepare this DataLoader"
-            )
-        return self.state_at(step + 1)
+        return self.state_at(self.loader.step_of(batch) + 1)
 
     def state_dict(self) -> dict[str, object]:
         """Where the next `for` begins."""

@@ -248,6 +248,21 @@ def test_an_iteration_broken_off_goes_on_with_the_batch_not_yet_taken():
     assert drawn(loader) == expected
 
 
+@pytest.mark.parametrize("stop", [1, 4, 12, 15, 20])
+def test_a_run_of_epochs_that_was_broken_off_ends_where_it_would_have(stop: int) -> None:
+    expected = drawn(Loader(ArraySource(20), batch_size=4, epochs=6))
+    loader = Loader(ArraySource(20), batch_size=4, epochs=3)  # 15 batches a run
+    found = []
+    while len(found) < stop:
+        for batch in loader:
+            found.append(batch.rows.tolist())
+            if len(found) == stop:
+                break
+    rest = drawn(loader)
+    assert len(found) + len(rest) == (15 if stop < 15 else 30)
+    assert found + rest == expected[: len(found) + len(rest)]
+
+
 def test_state_counts_batches_taken_not_prefetched():
     loader = Loader(ArraySource(100), batch_size=2, prefetch=8, epochs=None)
     iterator = iter(loader)

@@ -10,13 +10,13 @@ import numpy as np
 from penstock.errors import BadData, UsageError
 from penstock.geometry.boxes import mask_box
 from penstock.geometry.rle import decode_rle
-from penstock.readers.base import Memo
+from penstock.readers.base import Memo, some
 from penstock.readers.fields import AREA, MASK
 from penstock.readers.files import Files
 from penstock.readers.index import Index
 from penstock.readers.sav_frames import MASKS, PICTURES, frames_stamps, frames_tracks, read_mask
 from penstock.readers.sav_json import FPS, STRIDE, Masklets, ParsedFiles, masklet_columns, parse_masklets, rle_hash
-from penstock.readers.tracks import Track, Tracks
+from penstock.readers.tracks import NO_PICTURE, Track, Tracks
 from penstock.readers.video import VideoPool
 from penstock.schema import Field, Record, Schema
 from penstock.source import Problem
@@ -29,6 +29,7 @@ MASKLET_TYPE = Field(
 )
 _FROM_MASK = frozenset({"box", "valid", "visible", "absent", "area", "mask"})
 _KINDS = ("manual", "auto")
+_ENDS = {"mp4": ".mp4", **{kind: f"_{kind}.json" for kind in _KINDS}}
 
 
 class Sav(Tracks):
@@ -109,6 +110,8 @@ class Sav(Tracks):
         if self._is_train:
             for stem, has in self._train_files().items():
                 yield stem, *(self.files.stamp(f"{stem}_{kind}.json") for kind in _KINDS if kind in has)
+                if "mp4" not in has:
+                    yield "no mp4"
             return
         yield from frames_stamps(self.files, self._base, self.videos, with_masks=self.boxes == "index")
 
@@ -125,7 +128,8 @@ class Sav(Tracks):
         return super().column(name)
 
     def describe(self) -> dict[str, object]:
-        """Layout, masklets by type, videos, hidden rows (where they are known without reading masks)."""
+        """Layout, masklets by type, videos, rows whose video is not there (train layout), hidden rows (where they are known
+        without reading masks)."""
         kinds, counts = np.unique(self.index.texts("masklet_type"), return_counts=True)
         known = self._is_train or self.boxes == "index"
         return {
@@ -133,6 +137,7 @@ class Sav(Tracks):
             "part": self._base.rstrip("/") or ".",
             "masklets": {str(kind): int(count) for kind, count in zip(kinds, counts, strict=True)},
             "videos": len(set(self.index.texts("video"))),
+            "rows_without_video": int(((self.index["flags"] & NO_PICTURE) != 0).sum()) if self._is_train else None,
             "absent_rows": int(self.column("absent").sum()) if known else None,
             "damaged_rows": int(np.isnan(self.index["area"]).sum()) if known else None,
         }
@@ -153,20 +158,19 @@ class Sav(Tracks):
         return frames_tracks(self.files, self._base, self.videos, problems, read_masks=self.boxes == "index")
 
     def _train_files(self) -> dict[str, list[str]]:
-        """Videos of the train layout, path without suffix, by name, and which annotations each has; empty for none."""
+        """Videos of the train layout, path without suffix, by name, and which files each has: mp4, manual, auto."""
         found: dict[str, list[str]] = {}
         for path in _shard_files(self.files, self._base):
-            if path.endswith(".mp4"):
-                found.setdefault(path.removesuffix(".mp4"), [])
-            for kind in _KINDS:
-                if path.endswith(f"_{kind}.json"):
-                    found.setdefault(path.removesuffix(f"_{kind}.json"), []).append(kind)
+            for kind, end in _ENDS.items():
+                if path.endswith(end):
+                    found.setdefault(path.removesuffix(end), []).append(kind)
         wanted = set(self.videos)
         order = sorted(found, key=lambda stem: (stem.rpartition("/")[2], stem))
         return {stem: found[stem] for stem in order if not wanted or stem.rpartition("/")[2] in wanted}
 
     def _train_tracks(self, problems: list[Problem]) -> Iterator[Track]:
         seen: dict[str, str] = {}
+        lone: dict[str, dict[str, None]] = {}
         for stem, has in self._train_files().items():
             video = stem.rpartition("/")[2]
             if video in seen:
@@ -175,7 +179,7 @@ class Sav(Tracks):
                 )
                 continue
             seen[video] = stem
-            if not has:
+            if has == ["mp4"]:
                 problems.append(Problem(f"{stem}.mp4", "BadData", "no _manual.json and no _auto.json: no rows"))
             for kind in _KINDS if self.annotations == "both" else (self.annotations,):
                 if kind not in has:
@@ -187,9 +191,14 @@ class Sav(Tracks):
                     problems.append(Problem(path, "BadData", f"{error}; its rows are not there"))
                     continue
                 problems += [Problem(path, "BadData", message) for message in masklets.problems]
-                yield from self._masklets(stem, kind, masklets)
+                if "mp4" not in has:
+                    lone.setdefault(stem.rpartition("/")[0], {})[video] = None
+                yield from self._masklets(stem, kind, masklets, is_absent="mp4" not in has)
+        for folder, videos in lone.items():
+            message = f"no MP4 of {some(list(videos))}: their rows are there, and fail when the picture is read"
+            problems.append(Problem(folder or ".", "SourceNotFound", message))
 
-    def _masklets(self, stem: str, kind: str, masklets: Masklets) -> Iterator[Track]:
+    def _masklets(self, stem: str, kind: str, masklets: Masklets, *, is_absent: bool) -> Iterator[Track]:
         video = stem.rpartition("/")[2]
         places = np.arange(len(masklets.entries))
         for place, target in enumerate(masklets.ids):
@@ -206,6 +215,7 @@ class Sav(Tracks):
                 frames=places * STRIDE,
                 boxes=boxes,
                 absent=areas == 0,
+                missing=np.full(len(places), is_absent),
                 extra={"area": areas, "rle_hash": hashes},
                 about={
                     "annotation": f"{stem}_{kind}.json",

@@ -115,6 +115,7 @@ class Mix:
         if not 0 <= start <= stop:
             raise UsageError(f"Mix.draw: expected 0 <= start <= stop, got {start}, {stop}")
         out = Drawn(*(np.empty(stop - start, np.int64) for _ in Drawn._fields))
+        start, stop = int(start), int(stop)  # NumPy's integers overflow in a hash
         position = start
         while position < stop:
             cycle, place = divmod(position, self.cycle)
@@ -138,11 +139,11 @@ class Mix:
 
     def sample_seed(self, position: int) -> int:
         """64 bits for all that is random about the sample at a position."""
-        return mix(self.seed, _SAMPLES, position)
+        return mix(self.seed, _SAMPLES, int(position))
 
     def stand_in(self, part: int, position: int, attempt: int) -> int:
         """The row, of the same part, that stands in at a position after `attempt` (1, 2, ...) bad ones."""
-        return mix(self.seed, _SUBSTITUTES, part, position, attempt) % self.parts[part].num_rows
+        return mix(self.seed, _SUBSTITUTES, int(part), int(position), attempt) % self.parts[part].num_rows
 
     def identity(self) -> str:
         """Everything the order depends on, as text."""

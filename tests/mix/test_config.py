@@ -13,11 +13,13 @@ import pytest
 from penstock.cli import main
 from penstock.errors import SourceNotFound, UsageError
 from penstock.mix_config import load_mix_config, mix_loader, open_mix
+from penstock.mix_loader import read_quarantine
 from penstock.mix_tally import Budget
 from penstock.mix_views import Views
 from penstock.samplers.pairs import PairRule
 from tests.readers.test_masklets import write_masklets
 from tests.readers.test_sa1b import write_sa1b
+from tests.readers.test_sav import write_train
 
 FULL = """
 batch_size = 4
@@ -154,6 +156,31 @@ def test_dry_run_plans_without_reading_a_picture(config: Path, capsys: pytest.Ca
     assert "Total datasets: 2" in text
     assert f"  Dataset 0: {drawn.count(0)} samples (sav: {drawn.count(0) / 40:.2%}, each of 3 rows" in text
     assert "Dataset built: 40 total samples" in text
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of pycocotools
+def test_videos_that_are_not_there_are_said_before_and_counted_after(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """SA-V with 10 rows of one video, one of them hidden, and 5 of another whose MP4 is not there."""
+    write_train(tmp_path)
+    (tmp_path / "sav_train/sav_001/sav_001002.mp4").unlink()
+    (tmp_path / "mix.toml").write_text(f'[[source]]\nname = "sav"\nsource = "sav:{tmp_path}?annotations=manual"\n')
+    (said,) = json_of(capsys, "loader", "dry-run", str(tmp_path / "mix.toml"))["sources"][0]["problems"]
+    assert said.startswith("sav_train/sav_001: no MP4 of sav_001002: their rows")
+    assert main(["loader", "dry-run", str(tmp_path / "mix.toml")]) == 0
+    assert f"    problems in its files: 1, the first: {said}" in capsys.readouterr().out
+    settings = load_mix_config({
+        "source": [{"name": "sav", "source": f"sav:{tmp_path}?annotations=manual"}],
+        "views": {"size": 4}, "quarantine": tmp_path / "bad", "max_attempts": 100,
+    })  # fmt: skip
+    loader = mix_loader(settings, open_mix(settings).mixed)
+    keys = {str(batch["key1"][0]) for batch in loader}
+    report = loader.report()["sav"]
+    assert report["substituted"] == 6  # 5 without a video, 1 whose mask is empty
+    assert report["failed"] == {"BadData": sum(report["failed"].values())}
+    assert {key.partition("/")[0] for key in keys} == {"sav_000001"}
+    assert len(read_quarantine(tmp_path / "bad")["sav"]) == 6
 
 
 def test_explain_names_the_sample_and_its_stand_ins(config: Path, capsys: pytest.CaptureFixture[str]) -> None:

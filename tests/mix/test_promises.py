@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock import fill
-from penstock.errors import BadData, BudgetExceeded, SourceNotFound, StateMismatch, UsageError
+from penstock.errors import BadData, BudgetExceeded, OutputRefused, SourceNotFound, StateMismatch, UsageError
 from penstock.mix_config import load_mix_config, open_mix
 from penstock.mix_loader import MixLoader
 from penstock.mix_report import drawn_lines, planned, planned_lines
@@ -346,6 +346,25 @@ def test_p6_of_a_pair_the_row_that_failed_is_listed(tmp_path: Path) -> None:
     assert [json.loads(line)["key"] for line in (tmp_path / "rank0.jsonl").read_text().splitlines()] == ["t/7"]
 
 
+def test_p6_a_list_that_could_not_be_written_is_written_later(tmp_path: Path) -> None:
+    source = mixed(Pictures("a", 20, bad={3: BadData("planted")}))
+    loader = MixLoader(source, batch_size=20, epochs=1, budget=None, quarantine=tmp_path)
+    (tmp_path / "rank0.jsonl").mkdir()
+    with pytest.raises(OutputRefused, match=r"rank0\.jsonl"):
+        next(iter(loader))
+    (tmp_path / "rank0.jsonl").rmdir()
+    assert np.asarray(next(iter(loader))["position"]).tolist() == list(range(20))
+    assert [json.loads(line)["key"] for line in (tmp_path / "rank0.jsonl").read_text().splitlines()] == ["a/3"]
+
+
+@pytest.mark.parametrize("line", [b"rotten", b'{"key": "a/3"}', b"[]", b'{"source": "a", "key": "\xff", "error": "x"}'])
+def test_p6_a_list_that_is_none_is_named_with_its_line(line: bytes, tmp_path: Path) -> None:
+    good = b'{"source": "a", "key": "a/3", "error": "BadData"}'
+    (tmp_path / "rank0.jsonl").write_bytes(b"\n".join([good, line, b""]))
+    with pytest.raises(UsageError, match=r"rank0\.jsonl:2: expected a JSON object with source, key and error"):
+        MixLoader(mixed(Pictures("a", 20)), batch_size=10, quarantine=tmp_path)
+
+
 def budget_words(budget: Budget, bad: set[int], rows: int = 100) -> str:
     """The message that a budget gives, or nothing."""
     source = mixed(Pictures("fine", rows), Pictures("a", rows, bad={row: BadData("planted") for row in bad}))
@@ -372,6 +391,25 @@ def test_p7_budgets_are_per_source_and_overall() -> None:
     assert budget_words(Budget(max_consecutive=19, max_fraction=1.0), bad) == ""  # 20 in all, good ones between
     assert "in a row" in budget_words(Budget(max_consecutive=0, max_fraction=1.0), bad)
     assert budget_words(Budget(max_consecutive=0, max_fraction=0.0, max_total=0), set()) == ""
+
+
+@pytest.mark.parametrize(
+    ("budget", "words"),
+    [
+        (Budget(max_consecutive=4, max_fraction=1.0), "in a row"),
+        (Budget(max_fraction=0.9, window=10), "of the last 10 samples"),
+    ],
+)
+def test_p7_a_run_that_ends_within_a_batch_exceeds_a_budget_as_well(budget: Budget, words: str) -> None:
+    """One batch of 60 with 52 bad samples; the last ones are good."""
+    bad = mixed(Pictures("a", 60)).plan.rows(0, 52).tolist()
+    source = mixed(Pictures("a", 60, bad={row: BadData("planted") for row in bad}), max_attempts=500)
+    for batch_size in (1, 60):
+        with pytest.raises(BudgetExceeded, match=words):
+            for _ in MixLoader(source, batch_size=batch_size, budget=budget):
+                pass
+    good = Budget(max_consecutive=52, max_fraction=1.0, window=10)
+    assert len(list(MixLoader(source, batch_size=60, budget=good))) == 1
 
 
 def test_p7_all_sources_together_have_a_budget_too() -> None:
@@ -453,6 +491,15 @@ def test_p9_a_missing_source_is_an_error_or_left_out_as_said() -> None:
     config = config_of("drop")
     with pytest.raises(SourceNotFound, match="none of the sources is there: b: memory-gone"):
         open_mix(load_mix_config({**config, "source": config["source"][1:]}))
+
+
+def test_p10_a_position_may_be_a_number_of_numpys() -> None:
+    source = mixed(Pictures("a", 30, bad={row: BadData("planted") for row in range(15)}), seed=2)
+    names = list(source.schema)
+    for position in np.array([0, 7, 10**12]):
+        assert sample_bytes(source[position], names) == sample_bytes(source[int(position)], names)
+        assert source.explain(position) == source.explain(int(position))
+        assert source.plan.sample_seed(position) == source.plan.sample_seed(int(position))
 
 
 def test_p10_every_sample_says_where_it_comes_from() -> None:
@@ -590,6 +637,22 @@ def test_rows_that_are_not_done_are_not_drawn(stored_pairs: bool) -> None:
     assert not {4, 5, 11, 16} & set(source.read_rows)
 
 
+class PartlyTracks(Tracks):
+    """Only some rows are done, and they are tracks."""
+
+    def done_rows(self) -> np.ndarray:
+        """Every third."""
+        return np.arange(0, self.rows, 3)
+
+
+def test_rows_that_are_not_done_are_no_partners_either() -> None:
+    source = PartlyTracks("t", 4, 15)
+    whole = mixed(source, seed=1)
+    samples = [whole[position] for position in range(3 * len(whole))]
+    assert {bool(sample["is_pair"]) for sample in samples} == {True}
+    assert set(source.read_rows) == set(range(0, 60, 3))
+
+
 class Strange(Pictures):
     """Keys as of files whose names are no UTF-8."""
 
@@ -600,12 +663,14 @@ class Strange(Pictures):
 
 
 def test_a_budget_that_was_exceeded_leaves_the_loader_where_it_stands(tmp_path: Path) -> None:
-    """What was found is listed, and who goes on does so with the next batch."""
+    """What was found is listed, and no batch is lost to who goes on."""
     source = mixed(Strange("a", 20, bad={row: BadData("planted") for row in range(5)}), seed=1)
     loader = MixLoader(source, batch_size=10, budget=Budget(max_total=0), quarantine=tmp_path)
     with pytest.raises(BudgetExceeded):
         next(iter(loader))
-    assert loader.next_position == 10
+    assert loader.next_position == 0  # it was not given: who goes on begins with it
     listed = MixLoader(source, batch_size=10, budget=None, quarantine=tmp_path).mixed.quarantine["a"]
     assert listed
     assert set(listed) <= {f"\udcff/{row}" for row in range(5)}
+    loader.tally.budget = None
+    assert np.asarray(next(iter(loader))["position"]).tolist() == list(range(10))

@@ -1,6 +1,7 @@
 """docs/recipes.md: the same samples in the same order through other people's loaders and trainers, stopped and resumed."""
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
@@ -9,23 +10,27 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 
-from penstock.errors import BadData, StateMismatch, UsageError
-from penstock.mix_loader import MixLoader
+from penstock.errors import BadData, BudgetExceeded, StateMismatch, UsageError
+from penstock.mix_loader import MixLoader, read_quarantine
 from penstock.mix_rows import MixPart
 from penstock.mix_source import Mixed
+from penstock.mix_tally import Budget
 from penstock.mix_torch import MixBatches, collate
 from penstock.mix_views import Views
+from penstock.schema import Record
 from tests.mix.data import Pictures, batch_bytes, samples_of
 
 BATCH = 6
+BAD = (3, 4, 5, 17)
+BAD_KEYS = {f"words/{row}" for row in BAD}
 
 
 @cache
 def mixture() -> Mixed:
     """Two sources, one with pairs, some rows bad: 50 samples an epoch."""
-    bad = {row: BadData("planted") for row in (3, 4, 5, 17)}
+    bad = {row: BadData("planted") for row in BAD}
     parts = [
         MixPart(name="pairs", source=Pictures("pairs", 40, stored_pairs=True)),
         MixPart(name="words", source=Pictures("words", 30, bad=bad)),
@@ -105,6 +110,83 @@ def test_an_epoch_that_was_broken_off_begins_again() -> None:
     assert bytes_of(one) == expected(range(9))
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("taken", [2, 6, 9])  # with 2 workers all batches are drawn once the sixth is used
+def test_batches_taken_move_the_loader_however_far_ahead_they_are_drawn(workers: int, taken: int) -> None:
+    of = loader()
+    one = feed(of, workers)
+    for number, batch in enumerate(one, 1):
+        of.take(batch)
+        assert of.state_dict() == MixBatches(of).state_after(batch)
+        assert of.next_position == number * BATCH
+        if number == taken:
+            break
+    assert bytes_of(one) == expected(range(taken, 9) if taken < 9 else range(9, 17))
+
+
+def take_all(of: MixLoader, workers: int, given: list[bytes]) -> None:
+    """One `for` over a DataLoader; the samples taken are added to the list."""
+    for batch in feed(of, workers):
+        of.take(batch)
+        given += batch_bytes(batch, list(of.mixed.schema))
+
+
+def taken_of(rank: int, workers: int | None, folder: Path, **options: Any) -> tuple[dict[str, Any], list[bytes]]:
+    """Report and samples of one epoch of a rank; by the loader itself (None), or by workers and `take`."""
+    of = loader(rank=rank, world_size=2, quarantine=folder, epochs=2, **options)
+    if workers is None:
+        given = bytes_of(of)
+    else:
+        given = []
+        take_all(of, workers, given)
+    timed = ("ms_p50", "ms_p99", "bytes_per_s")  # of the process that reads
+    return {part: {n: v for n, v in one.items() if n not in timed} for part, one in of.report().items()}, given
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_bad_rows_that_workers_meet_are_listed_and_not_read_again(workers: int, tmp_path: Path) -> None:
+    ours = [taken_of(rank, None, tmp_path / "ours") for rank in range(2)]
+    theirs = [taken_of(rank, workers, tmp_path / "theirs") for rank in range(2)]
+    assert theirs == ours
+    for rank in range(2):
+        lines = [(tmp_path / folder / f"rank{rank}.jsonl").read_text() for folder in ("ours", "theirs")]
+        assert lines[0] == lines[1]
+        assert lines[0]
+    assert set(read_quarantine(tmp_path / "theirs")["words"]) == BAD_KEYS
+    before = (tmp_path / "theirs" / "rank0.jsonl").read_text()
+    again, samples = taken_of(0, workers, tmp_path / "theirs")
+    assert samples == theirs[0][1]
+    assert set(again["words"]["failed"]) == {"known bad"}
+    assert (tmp_path / "theirs" / "rank0.jsonl").read_text() == before
+
+
+class Killing(Pictures):
+    """Ends the process of a worker that reads row 20."""
+
+    def __getitem__(self, index: int) -> Record:
+        if index == 20 and get_worker_info() is not None:
+            os._exit(9)
+        return super().__getitem__(index)
+
+
+def test_a_worker_that_dies_costs_no_batch() -> None:
+    source = Mixed([MixPart(name="a", source=Killing("a", 60))], views=Views(size=2))
+    of, given = MixLoader(source, batch_size=BATCH), list[bytes]()
+    with pytest.raises(RuntimeError, match="worker"):
+        take_all(of, 2, given)
+    assert of.next_position == len(given)
+    resumed = MixLoader(source, batch_size=BATCH)
+    resumed.load_state_dict(json.loads(json.dumps(of.state_dict())))
+    rest = [sample for batch in resumed for sample in batch_bytes(batch, list(source.schema))]
+    assert given + rest == samples_of(source, 0, 60)
+    assert len(given) < 60
+
+
+def test_a_budget_holds_what_workers_meet(tmp_path: Path) -> None:
+    with pytest.raises(BudgetExceeded, match="words: 2 samples needed a substitute"):
+        taken_of(0, 2, tmp_path, budget=Budget(max_total=1))
+
+
 def test_batches_without_end_have_no_length() -> None:
     sampler = MixBatches(loader(epochs=None))
     assert [positions for _, positions in zip(range(12), sampler, strict=False)][-1] == list(range(66, 72))
@@ -116,6 +198,10 @@ def test_batches_that_somebody_cut_anew_are_noticed() -> None:
     other = loader(rank=1, world_size=2)
     with pytest.raises(UsageError, match=r"rank 0 of 1 at step 0.*cut the batches"):
         MixBatches(loader()).state_after(next(iter(feed(other, 0))))
+    of = loader()
+    with pytest.raises(UsageError, match=r"rank 0 of 1 at step 0.*cut the batches"):
+        of.take(next(iter(feed(other, 0))))
+    assert of.report()["words"]["drawn"] == of.report()["pairs"]["drawn"] == 0
 
 
 def test_a_state_of_another_mixture_is_refused() -> None:
@@ -163,7 +249,8 @@ def test_accelerate(tmp_path: Path) -> None:
 
     def begin() -> tuple[Any, Any, MixLoader, Positions]:
         accelerator = accelerate.Accelerator(cpu=True)
-        of = loader(rank=accelerator.process_index, world_size=accelerator.num_processes)
+        ranks = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
+        of = loader(**ranks, quarantine=tmp_path / "bad")
         accelerator.register_for_checkpointing(of)
         model = Positions()
         prepared, _ = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1))
@@ -181,9 +268,19 @@ def test_accelerate(tmp_path: Path) -> None:
     for batch in of:
         prepared(**batch)
     assert model.seen == steps(range(4, 9))
+    assert set(read_quarantine(tmp_path / "bad")["words"]) == BAD_KEYS
+
+
+@pytest.fixture
+def importable_torchvision() -> None:
+    """Lightning and the Trainer import torchvision, which may be built for another torch than the one here."""
+    from penstock.models.torchvision_shim import ensure_torchvision
+
+    ensure_torchvision()
 
 
 @pytest.mark.filterwarnings("ignore")  # of Lightning: hints about workers and loggers
+@pytest.mark.usefixtures("importable_torchvision")
 def test_lightning(tmp_path: Path) -> None:
     lightning = pytest.importorskip("pytorch_lightning")
 
@@ -218,11 +315,13 @@ def test_lightning(tmp_path: Path) -> None:
     trainer(max_steps=6).fit(module, loader())
     assert module.model.seen == steps(range(6))
     module = Module()
-    trainer(max_epochs=2).fit(module, loader(), ckpt_path=tmp_path / "step=4.ckpt")
+    trainer(max_epochs=2).fit(module, loader(quarantine=tmp_path / "bad"), ckpt_path=tmp_path / "step=4.ckpt")
     assert module.model.seen == steps(range(4, 17))
+    assert set(read_quarantine(tmp_path / "bad")["words"]) == BAD_KEYS
 
 
 @pytest.mark.filterwarnings("ignore")  # of the Trainer: pinned memory without a device
+@pytest.mark.usefixtures("importable_torchvision")
 def test_hf_trainer(tmp_path: Path) -> None:
     pytest.importorskip("accelerate")
     transformers = pytest.importorskip("transformers")
@@ -232,8 +331,16 @@ def test_hf_trainer(tmp_path: Path) -> None:
 
         def get_train_dataloader(self) -> Any:
             """This rank's share; not prepared, so nobody cuts it again."""
-            of = loader(rank=self.args.process_index, world_size=self.args.world_size, epochs=None)
-            return feed(of, 2)
+            self.mix = loader(
+                rank=self.args.process_index, world_size=self.args.world_size, epochs=None, quarantine=tmp_path / "bad"
+            )
+            return feed(self.mix, 2)
+
+        def training_step(self, model: nn.Module, inputs: dict[str, Any], *rest: Any) -> torch.Tensor:
+            """As usual, and the batch is taken."""
+            self.mix.take(inputs)
+            loss: torch.Tensor = super().training_step(model, inputs, *rest)
+            return loss
 
     def trainer(model: nn.Module, max_steps: int) -> Any:
         settings = transformers.TrainingArguments(
@@ -246,5 +353,9 @@ def test_hf_trainer(tmp_path: Path) -> None:
     trainer(model, 4).train()
     assert model.seen == steps(range(4))
     model = Positions()
-    trainer(model, 12).train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    resumed = trainer(model, 12)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
     assert model.seen == steps(range(4, 12))
+    assert resumed.mix.next_position == 12 * BATCH
+    assert sum(one["drawn"] for one in resumed.mix.report().values()) == 8 * BATCH
+    assert set(read_quarantine(tmp_path / "bad")["words"]) == BAD_KEYS

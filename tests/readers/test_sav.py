@@ -241,6 +241,27 @@ def test_faults_of_single_files_and_masks(tmp_path: Path) -> None:
     assert np.any(reader.read(0, ["mask"])["mask"])
 
 
+def test_rows_of_videos_that_are_not_there_are_counted_and_said(tmp_path: Path) -> None:
+    """Their masks can be read; once the video is there, so can the pictures, and the source is another one."""
+    write_train(tmp_path)
+    path = tmp_path / "sav_train/sav_000/sav_000001.mp4"
+    whole = Sav(tmp_path)
+    assert (whole.problems, whole.describe()["rows_without_video"]) == ([], 0)
+    path.rename(tmp_path / "elsewhere")
+    partly = Sav(tmp_path)
+    assert (len(partly), partly.describe()["rows_without_video"]) == (len(whole), 3 * ANNOTATED)
+    (problem,) = partly.problems
+    assert (problem.path, problem.error) == ("sav_train/sav_000", "SourceNotFound")
+    assert problem.message.startswith("no MP4 of sav_000001: their rows")
+    assert partly.digest() != whole.digest()
+    assert np.any(partly.read(0, ["mask"])["mask"])
+    with pytest.raises(BadData, match=r"sav_000001\.mp4.*no such file"):
+        partly.read(0, ["image"])
+    (tmp_path / "elsewhere").rename(path)
+    assert number_of(np.asarray(partly.read(1, ["image"])["image"])) == 4
+    assert Sav(tmp_path).digest() == whole.digest()
+
+
 def test_the_video_is_named_where_it_does_not_fit(tmp_path: Path) -> None:
     write_train(tmp_path)
     first, second = tmp_path / "sav_train/sav_000/sav_000001.mp4", tmp_path / "sav_train/sav_001/sav_001002.mp4"
@@ -360,7 +381,8 @@ def test_tens_of_thousands_of_files_open_from_the_cache(tmp_path: Path, monkeypa
 def test_the_genuine_annotation_and_the_derived_videos() -> None:
     mask_api = pytest.importorskip("pycocotools.mask")
     reader = Sav(SHARED)
-    assert (len(reader), len(reader.groups), reader.problems) == (14 * 121 + 10, 15, [])
+    assert (len(reader), len(reader.groups)) == (14 * 121 + 10, 15)
+    assert [problem.message.partition(":")[0] for problem in reader.problems] == ["no MP4 of sav_000001"]
     for kind, start in (("manual", 0), ("auto", 5 * 121)):
         parsed = orjson.loads((SHARED / f"sav_train/sav_000/sav_000001_{kind}.json").read_bytes())["masklet"]
         rles = [rle for target in range(len(parsed[0])) for rle in (objects[target] for objects in parsed)]
