@@ -15,8 +15,8 @@ from penstock.embed_place import output_of, settle, take_place
 from penstock.errors import BadData, RecipeMismatch
 from penstock.jobs import Job, Launcher, Sink
 from penstock.launch.workers import local_launcher, num_workers_of, require_devices
-from penstock.models.distill_protocols import Teacher
-from penstock.models.teachers import TeacherOptions, open_teacher
+from penstock.models.distill_protocols import Teacher, TeacherOptions
+from penstock.models.teachers import open_teacher
 from penstock.registry import open_source
 from penstock.report import Budget, Report
 from penstock.stages.teacher import JPEG, TeachPictures, attributes_of
@@ -182,11 +182,6 @@ def open_input(config: TeacherConfig) -> tuple[TeacherPictures, TeachPictures]:
     return pictures, stage
 
 
-def provenance_of(config: TeacherConfig, stage: TeachPictures) -> dict[str, object]:
-    """Who made an output, with what and when: recorded, never compared."""
-    return provenance(config.to_json(), libraries=dict(stage.teacher.libraries()))
-
-
 def _opened_on(model_type: str, options: TeacherOptions, *, device: str) -> Teacher:
     return open_teacher(model_type, replace(options, device=device))
 
@@ -238,7 +233,7 @@ def _open_sink(config: TeacherConfig, stage: TeachPictures, disk: Disk | None) -
             stage.schema,
             identity=stage.identity(),
             attributes=attributes_of(stage),
-            provenance=provenance_of(config, stage),
+            provenance=provenance(config.to_json(), libraries=dict(stage.teacher.libraries())),
             durability=config.durability,
             part_rows=config.part_rows,
             disk=disk,

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Literal
 
 from penstock.errors import UsageError
-from penstock.models.teachers import DEFAULT_MODEL_TYPE, Precision
+from penstock.models.distill_protocols import Precision
+from penstock.models.teachers import DEFAULT_MODEL_TYPE
 from penstock.report import Budget
 from penstock.stages.teacher import DEFAULT_FIELDS, FIELDS
 from penstock.stages.teacher_fields import STRATEGIES, Strategy

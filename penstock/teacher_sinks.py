@@ -33,6 +33,7 @@ from penstock.store.disk import Disk
 from penstock.store.layout import Layout
 from penstock.store.manifest import NAME
 from penstock.store.open_part import OpenPart
+from penstock.store.provenance import provenance
 from penstock.store.rows import DONE, KEYS
 from penstock.store.v1 import SIDE
 from penstock.store.v1_sink import V1Sink
@@ -186,7 +187,6 @@ class PairSink(StoreSink):
 
     def __init__(self, config: "TeacherConfig", stage: "TeachPictures", *, disk: Disk | None = None) -> None:
         from penstock.stages.teacher import attributes_of
-        from penstock.teacher import provenance_of
 
         if "image_jpeg" not in stage.schema or ("bboxes" in stage.schema and "masks" not in stage.schema):
             found = ", ".join(stage.schema)
@@ -204,7 +204,7 @@ class PairSink(StoreSink):
             _ROWS,
             identity={**stage.identity(), "write": config.write},
             attributes=attributes_of(stage),
-            provenance=provenance_of(config, stage),
+            provenance=provenance(config.to_json(), libraries=dict(stage.teacher.libraries())),
             durability=config.durability,
             part_rows=config.part_rows or SHARD_ROWS,
             disk=disk,

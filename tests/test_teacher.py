@@ -23,10 +23,10 @@ from penstock.errors import RecipeMismatch, RowFailed, SourceNotFound, UsageErro
 from penstock.geometry.boxes import mask_box, xywh_to_xyxy  # noqa: E402
 from penstock.geometry.masks import resize_mask  # noqa: E402
 from penstock.geometry.rle import encode_rle  # noqa: E402
-from penstock.models.distill_protocols import Teacher  # noqa: E402
+from penstock.models.distill_protocols import Teacher, TeacherOptions  # noqa: E402
 from penstock.models.sam2_teacher import Sam2Teacher  # noqa: E402
 from penstock.models.stand_in import StandInTeacher  # noqa: E402
-from penstock.models.teachers import TeacherOptions, open_teacher  # noqa: E402
+from penstock.models.teachers import open_teacher  # noqa: E402
 from penstock.readers.sa1b import Sa1b  # noqa: E402
 from penstock.registry import open_source  # noqa: E402
 from penstock.report import Report  # noqa: E402

@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from penstock.errors import SourceNotFound, UsageError
-from penstock.models.distill_protocols import Level, MaskDecoder, level_stride
+from penstock.models.distill_protocols import STAND_IN, Level, MaskDecoder, level_stride
 from penstock.models.opened import require_torch, torch_device
 from penstock.models.sam2_config import Named, parse_model_cfg
-from penstock.models.teachers import STAND_IN
 
 if TYPE_CHECKING:
     import torch

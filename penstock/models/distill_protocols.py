@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
@@ -15,6 +15,24 @@ if TYPE_CHECKING:
 _LEVEL = re.compile(r"P(\d+)_S(\d+)")
 EDGE = "edge"
 """Name of a student's edge logits among its outputs."""
+STAND_IN = "stand-in"
+"""Model type of the teacher and decoder without weights."""
+Precision = Literal["fp32", "bf16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherOptions:
+    """How a teacher is opened."""
+
+    weights: str | None = None
+    """A file, a folder of transformers, or OWNER/NAME of the hub; None: where the model type's own lie."""
+    device: str = "auto"
+    """"auto" (a GPU where there is one), "cpu", "cuda", "cuda:1"."""
+    download: bool = False
+    """Whether the hub may be asked for what is not on this machine."""
+    precision: Precision = "fp32"
+    image_size: int | None = None
+    """Side of the square that it sees, in pixels; None: its own."""
 
 
 @dataclass(frozen=True, kw_only=True)

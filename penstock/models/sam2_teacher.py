@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from penstock.errors import BadData, SourceNotFound, UsageError
-from penstock.models.distill_protocols import Level, level_name
+from penstock.models.distill_protocols import STAND_IN, Level, TeacherOptions, level_name
 from penstock.models.opened import require_torch, torch_device, versions
 from penstock.models.sam2_config import ARCHITECTURES, config_facts, make_config, parse_model_cfg
 from penstock.models.sam2_memory import in_chunks
 from penstock.models.sam2_pixels import model_pixels
 from penstock.models.sam2_weights import Sam2Weights, build, open_weights
-from penstock.models.teachers import STAND_IN, TeacherOptions
 
 if TYPE_CHECKING:
     import torch

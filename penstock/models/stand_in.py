@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from penstock.errors import UsageError
-from penstock.models.distill_protocols import Level
+from penstock.models.distill_protocols import STAND_IN, Level
 from penstock.models.opened import require_torch, torch_device, versions
 from penstock.models.sam2_pixels import model_pixels
-from penstock.models.teachers import STAND_IN
 
 if TYPE_CHECKING:
     import torch

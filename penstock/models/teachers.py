@@ -1,35 +1,17 @@
 """Opens a teacher by its model type: a SAM2 by the name of its configuration, `stand-in`, or one of an outside package."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal, cast
+from typing import cast
 
 from penstock import registry
 from penstock.errors import UsageError
-from penstock.models.distill_protocols import Teacher
+from penstock.models.distill_protocols import STAND_IN, Teacher, TeacherOptions
 from penstock.models.opened import require_torch
 
 DEFAULT_MODEL_TYPE = "sam2.1_hiera_b+"
-STAND_IN = "stand-in"
-Precision = Literal["fp32", "bf16"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class TeacherOptions:
-    """How a teacher is opened."""
-
-    weights: str | None = None
-    """A file, a folder of transformers, or OWNER/NAME of the hub; None: where the model type's own lie."""
-    device: str = "auto"
-    """"auto" (a GPU where there is one), "cpu", "cuda", "cuda:1"."""
-    download: bool = False
-    """Whether the hub may be asked for what is not on this machine."""
-    precision: Precision = "fp32"
-    image_size: int | None = None
-    """Side of the square that it sees, in pixels; None: its own."""
-
-
-def open_teacher(model_type: str = DEFAULT_MODEL_TYPE, options: TeacherOptions = TeacherOptions()) -> Teacher:
+def open_teacher(model_type: str = DEFAULT_MODEL_TYPE, options: TeacherOptions | None = None) -> Teacher:
     """Opens a teacher: everything that can be wrong with it is said here, before any work.
 
     Args:
@@ -50,7 +32,7 @@ def open_teacher(model_type: str = DEFAULT_MODEL_TYPE, options: TeacherOptions =
     if name not in registry.names("teachers"):
         name, text = "sam2", model_type
     make = cast("Callable[[str, TeacherOptions], Teacher]", registry.find("teachers", name))
-    return make(text, options)
+    return make(text, options or TeacherOptions())
 
 
 def open_sam2(text: str, options: TeacherOptions) -> Teacher:

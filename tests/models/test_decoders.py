@@ -16,11 +16,11 @@ pytest.importorskip("transformers")
 from penstock.errors import SourceNotFound, UsageError  # noqa: E402
 from penstock.geometry.boxes import scale_boxes  # noqa: E402
 from penstock.models.decoders import open_decoder, parse_decoder, require_own, trainable_copy  # noqa: E402
-from penstock.models.distill_protocols import Level, MaskDecoder  # noqa: E402
+from penstock.models.distill_protocols import Level, MaskDecoder, TeacherOptions  # noqa: E402
 from penstock.models.sam2_decoder import Sam2Decoder  # noqa: E402
 from penstock.models.sam2_pixels import model_pixels  # noqa: E402
 from penstock.models.sam2_weights import build, open_weights  # noqa: E402
-from penstock.models.teachers import TeacherOptions, open_teacher  # noqa: E402
+from penstock.models.teachers import open_teacher  # noqa: E402
 from tests.models.sam2_data import picture  # noqa: E402
 
 BOXES = torch.tensor([[3.0, 5, 80, 90], [0, 0, 128, 128], [40, 30, 50, 60], [100.5, 2.25, 120, 127]])

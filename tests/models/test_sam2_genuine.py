@@ -12,10 +12,11 @@ pytest.importorskip("transformers")
 if find_spec("sam2") is None:
     pytest.skip("the package sam2 is not installed", allow_module_level=True)
 
+from penstock.models.distill_protocols import TeacherOptions  # noqa: E402
 from penstock.models.sam2 import Asked, AutomaticMasks, Sam2Options, Sam2Proposer  # noqa: E402
 from penstock.models.sam2_config import ARCHITECTURES, Architecture, make_config  # noqa: E402
 from penstock.models.sam2_weights import VIDEO_PART, expected_shapes, meta_names  # noqa: E402
-from penstock.models.teachers import TeacherOptions, open_teacher  # noqa: E402
+from penstock.models.teachers import open_teacher  # noqa: E402
 from penstock.models.torchvision_shim import ensure_torchvision  # noqa: E402
 from tests.models.sam2_data import frame_of, picture  # noqa: E402
 

@@ -12,13 +12,13 @@ pytest.importorskip("transformers")
 pytest.importorskip("cv2")
 
 from penstock.errors import BadData, SourceNotFound, UsageError  # noqa: E402
-from penstock.models.distill_protocols import Teacher, level_stride  # noqa: E402
+from penstock.models.distill_protocols import Teacher, TeacherOptions, level_stride  # noqa: E402
 from penstock.models.sam2_config import ARCHITECTURES  # noqa: E402
 from penstock.models.sam2_pixels import model_pixels  # noqa: E402
 from penstock.models.sam2_teacher import Sam2Teacher  # noqa: E402
 from penstock.models.sam2_weights import build, open_weights  # noqa: E402
 from penstock.models.stand_in import StandInDecoder, StandInTeacher  # noqa: E402
-from penstock.models.teachers import TeacherOptions, open_teacher  # noqa: E402
+from penstock.models.teachers import open_teacher  # noqa: E402
 from tests.models.sam2_data import picture  # noqa: E402
 from tests.models.test_sam2_weights import as_meta  # noqa: E402
 
