@@ -51,7 +51,7 @@ class DualLoopFlags:
     size: int | None = None
     """Side of the square pictures and masks; 1024."""
     max_bad: float | None = None
-    """Share of bad samples, of the last 1,000, from which training stops; 0.05."""
+    """Share of bad samples, of the last 1,000, from which training stops; 0.05. 0: it stops at the first."""
     model: str | None = None
     """Captioner and segmenter: cycle, the built-in small one, or florence2:FOLDER, florence2:OWNER/NAME."""
     model_path: str | None = None
@@ -213,5 +213,7 @@ def _closing(found: dict[str, Any], way: str) -> list[str]:
     scores = ", ".join(f"{name} {value:.3f}" for name, value in found["metrics"].items() if value is not None)
     since = f" (from step {found['first_step']} on)" if found["first_step"] else ""
     drawn = drawn_lines(found["sources"]) if found["step"] > found["first_step"] else ["Nothing was left to train"]
+    if found["empty_captions"] is not None:
+        size += f" ({found['empty_captions']:.0%} empty)"
     lines = [*drawn, f"{found['step']} of {found['steps']} steps{since}, {size}"]
     return [*lines, f"held out: {scores}" if scores else "held out: nothing", f"checkpoint: {found['checkpoint']}"]

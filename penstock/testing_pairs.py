@@ -23,8 +23,8 @@ ROWS, COLUMNS = ("top", "middle", "bottom"), ("left", "centre", "right")
 WORDS = (*COLOURS, *DIGITS, *ROWS, *COLUMNS)
 """Every word of the captions."""
 _TRAIN = 1400
-PLACES = tuple(f"at{number}" for number in range(8))
-"""Words of a box: four of them, left, top, right, bottom, in eighths of the picture."""
+PLACES = tuple(f"at{number}" for number in range(16))
+"""Words of a box: four of them, left, top, right, bottom, in sixteenths of the picture."""
 _DRAWN, _COMPARED, _ROUNDS = 96, 12, 12
 # windows drawn at once, how many of those allowed are compared, how often
 
@@ -154,6 +154,7 @@ class WindowPairs:
         test: windows of odd columns.
         rule: which windows.
         without: `image_id` of pictures that are left out (of a source with ids: keys).
+        recolour: each view in colours of its own: channels in any order, each times 0.5 to 1.5, half of the views inverted.
 
     Raises:
         UsageError: a number is out of range, a source has neither masks nor ids, or no object has a pair of windows.
@@ -172,8 +173,10 @@ class WindowPairs:
         test: bool = False,
         rule: WindowRule | None = None,
         without: Sequence[str] = (),
+        recolour: bool = False,
     ) -> None:
         self.pairs, self.side, self.seed, self.test, self.rule = pairs, side, seed, test, rule or WindowRule()
+        self.recolour = recolour
         if pairs < 1 or side < 1:
             raise UsageError(f"WindowPairs: expected pairs and side of 1 or more, got {pairs} and {side}")
         found = [photo for source in sources for photo in _photos(source, self.rule.min_area, without)]
@@ -211,6 +214,8 @@ class WindowPairs:
         target, windows = self.drawn(row // 2)
         photo, number = self._targets[target]
         image, mask = self._image(photo, windows[row % 2]), self._mask(photo, number, windows[row % 2]).astype(np.uint8)
+        if self.recolour:
+            image = _recoloured(image, np.random.default_rng([self.seed, int(self.test), row // 2, row % 2]))
         rows, columns = np.nonzero(mask)
         edges = [columns.min(), rows.min(), columns.max(), rows.max()]
         places = [PLACES[int(edge) * len(PLACES) // self.side] for edge in edges]
@@ -232,8 +237,8 @@ class WindowPairs:
 
     def digest(self) -> str:
         """Identity of the pictures."""
-        made = f"{self.pairs}:{self.side}:{self.seed}:{self.test}:{self.rule}:{self.objects}"
-        return f"window-pairs-1:{self._digest}:{xxhash.xxh3_64_hexdigest(made.encode())}"
+        made = f"{self.pairs}:{self.side}:{self.seed}:{self.test}:{self.rule}:{self.recolour}:{self.objects}"
+        return f"window-pairs-2:{self._digest}:{xxhash.xxh3_64_hexdigest(made.encode())}"
 
     def _drawn(self, rng: np.random.Generator, target: tuple[_Photo, int], odd: bool) -> tuple[Window, Window] | None:
         """Two windows by the rule; None where so many draws gave none."""
@@ -316,6 +321,13 @@ def _photo(image: np.ndarray, objects: Sequence[_Object], min_area: float) -> _P
     for number, one in enumerate(large):
         sums[number, 1:, 1:] = one.mask.cumsum(axis=0, dtype=np.int32).cumsum(axis=1, dtype=np.int32)
     return _Photo(image, tuple(one.name for one in large), tuple(one.kind for one in large), sums)
+
+
+def _recoloured(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """(H, W, 3) uint8 in other colours; places and outlines stay."""
+    pixels = image[..., rng.permutation(3)] * rng.uniform(0.5, 1.5, 3)
+    pixels = 255 - pixels if rng.random() < 0.5 else pixels
+    return pixels.clip(0, 255).round().astype(np.uint8)
 
 
 def _view(rng: np.random.Generator, view: int, test: bool) -> Record:

@@ -13,6 +13,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import numpy as np
 import pytest
 from hypothesis import settings
+from hypothesis.internal.conjecture.providers import Constants, HypothesisProvider
 
 from penstock.settings import KEYS
 
@@ -25,6 +26,9 @@ if (
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SEED = int(os.environ.get("PENSTOCK_TEST_SEED", "0"))
+
+# Examples would else hang on constants in the modules that other tests of this process imported.
+HypothesisProvider._local_constants = property(lambda provider: Constants())
 
 settings.register_profile("deterministic", deadline=None, derandomize=True, database=None)
 settings.load_profile("deterministic")

@@ -79,7 +79,7 @@ def test_a_training_says_what_it_has_and_what_came_of_it(
     assert "Warning: OpenImage directory not found: ./nowhere, skipping OpenImage dataset" in lines
     assert "Dataset built: 27 total samples" in lines
     assert any(line.startswith("held out: same_giou ") and "cross_giou " in line for line in lines)
-    assert any(line.startswith("3 of 3 steps, ") for line in lines)
+    assert any(line.startswith("3 of 3 steps, ") and line.endswith("% empty)") for line in lines)
     assert lines[-1] == f"checkpoint: {tmp_path / 'out/step_000000003.pt'}"
     assert "step 2/3  bce " in caplog.text
 

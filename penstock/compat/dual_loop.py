@@ -5,6 +5,7 @@ Images are (3, H, W) float32 RGB of 0..1, masks (H, W) float32 of 0 or 1.
 """
 
 import json
+import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
@@ -18,7 +19,7 @@ from cyclopts import App, Parameter
 
 from penstock.cli_train import DualLoopFlags, run_dual_loop
 from penstock.compat.script import run_script
-from penstock.errors import MissingExtra, UsageError
+from penstock.errors import MissingExtra, NotFinite, UsageError
 from penstock.mix_source import Mixed
 from penstock.mix_views import Views
 from penstock.train.dual_loop_config import DualLoopConfig, DualLoopLines
@@ -220,6 +221,7 @@ def train_epoch(
     Raises:
         UsageError: there was no batch.
         BudgetExceeded: too many captions were empty.
+        NotFinite: a gradient is NaN or infinite; the weights are those before the step.
     """
     import torch
 
@@ -236,7 +238,12 @@ def train_epoch(
             (found["loss"] / len(batches)).backward()  # type: ignore[no-untyped-call]  # of torch
             for name, value in found.items():
                 totals[name] = totals.get(name, 0.0) + float(value.detach())
-        torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
+        norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm))
+        if not math.isfinite(norm):
+            raise NotFinite(
+                f"train_epoch: batch {count + len(batches)}: the gradient of it or of the {len(batches) - 1} before is {norm}; "
+                "the weights are as before them"
+            )
         optimizer.step()
         optimizer.zero_grad()
         count += len(batches)

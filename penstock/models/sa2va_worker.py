@@ -34,6 +34,8 @@ _DESCRIBE = (
     "Please answer in one sentence."
 )
 _LOCATE = "<image>Please segment {} in this image."
+GRID = 16
+"""Cells a side that Sa2VA looks at a region in: 448 pixels, patches of 14, two by two of them one."""
 _MARKS = re.compile(r"\[SEG\]|</?p>|</?vp>|<[^<>\s]*>")
 
 
@@ -50,7 +52,7 @@ class Conversation:
 
     def captions(self, images: Any, masks: Any) -> list[str]:
         """One sentence for each mask; arrays as the question has them."""
-        both = zip(images, masks, strict=True)
+        both = zip(images, map(on_grid, masks), strict=True)
         return [plain(str(self._said(image, _DESCRIBE, mask)["prediction"])) for image, mask in both]
 
     def segment(self, images: Any, captions: Sequence[str]) -> list[Any]:
@@ -88,6 +90,22 @@ def open_conversation(name: str, device: str) -> Conversation:
 def plain(text: str) -> str:
     """An answer without its end and its marks: `<p>`, `[SEG]`, `<|im_end|>`."""
     return " ".join(_MARKS.sub(" ", text.partition("<|")[0]).split())
+
+
+def on_grid(mask: Any) -> Any:
+    """A mask (H, W) that Sa2VA sees something of. It takes the nearest pixel for each cell of its grid, and describes a region
+    without a cell blind: there one pixel more is set, for the cell that holds the most of the mask."""
+    import numpy as np
+
+    rows, columns = ([number * side // GRID for number in range(GRID)] for side in mask.shape)
+    if mask[np.ix_(rows, columns)].any() or not mask.any():
+        return mask
+    ys, xs = np.nonzero(mask)
+    cells = np.bincount(ys * GRID // mask.shape[0] * GRID + xs * GRID // mask.shape[1])
+    row, column = divmod(int(cells.argmax()), GRID)
+    found = mask.copy()
+    found[rows[row], columns[column]] = 1
+    return found
 
 
 def pack(head: Mapping[str, Any], arrays: Mapping[str, Any]) -> bytes:

@@ -5,6 +5,8 @@ import os
 import pickle
 import random
 import re
+import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,6 +21,7 @@ from penstock.store.output import full_said, refused_if_unwritable
 
 VERSION = 1
 BEST = "best.pt"
+_DAMAGED = (RuntimeError, zipfile.BadZipFile, zlib.error)
 _NAME = re.compile(r"step_(\d{9})\.pt")
 
 
@@ -61,7 +64,8 @@ def _write(content: Mapping[str, Any], file: BinaryIO) -> None:
 
 
 def load_checkpoint(path: Path, *, identity: Mapping[str, object] | None = None) -> dict[str, Any]:
-    """Reads a checkpoint; tensors come to the CPU. No code in the file is run.
+    """Reads a checkpoint; tensors come to the CPU. No code in the file is run. Every byte is held against its checksum, which
+    torch writes and does not look at.
 
     Args:
         path: the file.
@@ -75,9 +79,12 @@ def load_checkpoint(path: Path, *, identity: Mapping[str, object] | None = None)
     if not path.is_file():
         raise SourceNotFound(f"{path}: no such checkpoint")
     try:
+        _check_sums(path)
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(content, dict):
+            raise TypeError(f"it holds {type(content).__name__}")
         known = content["version"] == VERSION
-    except (RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError, OSError, ValueError) as error:
+    except (*_DAMAGED, EOFError, KeyError, TypeError, pickle.UnpicklingError, OSError, ValueError) as error:
         raise StoreCorrupt(
             f"{path}: expected a checkpoint of penstock, got a file that is none, or is damaged ({str(error)[:200]}). If "
             "a run is to go on, remove it: it goes on from the one before, or from the start"
@@ -98,6 +105,13 @@ def load_checkpoint(path: Path, *, identity: Mapping[str, object] | None = None)
                 "Train into another folder, or take the settings of the checkpoint"
             )
     return content
+
+
+def _check_sums(path: Path) -> None:
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise ValueError(f"the checksum of {damaged} does not fit")
 
 
 def step_path(folder: Path, step: int) -> Path:

@@ -81,13 +81,15 @@ class DualLoop:
         self.weights = {
             "bce": settings.bce, "dice": settings.dice, "language": settings.language, "answer": settings.language
         }  # fmt: skip
+        self.heard = self.empty = 0
+        """Captions so far, on this rank, and how many of them were empty."""
         self._model: nn.Module | None = None
-        self._seen = self._empty = 0
+        self._before = (0, 0)
 
     def counts(self, batch: Mapping[str, Any]) -> dict[str, float]:
         """Masks and answers: every sample. Language: the samples with a caption of their own."""
         count = float(len(batch["image1"]))
-        return {"bce": count, "dice": count, "language": float(sum(map(bool, batch["caption"]))), "answer": count}
+        return {"bce": count, "dice": count, "language": float(sum(_spoken(batch["caption"]))), "answer": count}
 
     def __call__(self, model: nn.Module, batch: Mapping[str, Any]) -> Losses:
         """The losses of a batch of `MixLoader`.
@@ -142,10 +144,10 @@ class DualLoop:
             images: (B, 3, H, W).
             captions: B texts, or soft words (B, L, V).
             masks: (B, H, W) of the truth.
-            seeds: of the sampled points; None: the number in the batch.
+            seeds: of the sampled points; None: drawn by torch's generator.
         """
         found = cast(Segmenter, self._given()).segment(images, captions, masks)
-        seeds = np.arange(len(images)) if seeds is None else seeds
+        seeds = torch.randint(1 << 62, (len(images),)).numpy() if seeds is None else seeds
         bce, dice = mask_losses(found.logits, masks, seeds, self.settings.points)
         answer = torch.zeros_like(bce) if found.answer_loss is None else found.answer_loss
         return {"bce": bce, "dice": dice, "answer": answer}, found
@@ -157,7 +159,7 @@ class DualLoop:
             _log.debug("Same image? %s", torch.equal(images1, images2))
         texts = list(batch.get("caption", [""] * len(images1)))
         captions, said = self._captions(images1, masks1, texts, batch)
-        spoken = torch.tensor([bool(text) for text in said], device=images1.device)
+        spoken = torch.tensor(_spoken(said), device=images1.device)
         self._count(len(said), int((~spoken).sum()))
         losses, found = self.compute_segmentation_loss(images2, captions, masks2, seeds=_seeds(batch))
         taught = cast(Captioner, self._given()).caption_loss(images1, masks1, texts)
@@ -166,9 +168,12 @@ class DualLoop:
             **{name: value if name == "answer" else value * spoken for name, value in losses.items()},
         }
         total = torch.stack([self.weights[name] * value.float() for name, value in each.items()]).sum(dim=0)
-        metrics = {"empty_captions": float((~spoken).sum()), "no_mask": float((~found.has_mask).sum())}
+        heard = float(spoken.sum())
         return Losses(
-            sums={name: value.sum() for name, value in each.items()}, per_sample=total.detach(), metrics=metrics
+            sums={name: value.sum() for name, value in each.items()},
+            per_sample=total.detach(),
+            metrics={"empty_captions": len(said) - heard, "no_mask": float((~found.has_mask).sum())},
+            having={"bce": heard, "dice": heard, "answer": 0.0 if found.answer_loss is None else heard},
         )
 
     def _captions(
@@ -180,24 +185,28 @@ class DualLoop:
             assert self.cache is not None
             said = [self.cache(key) for key in batch["key1"]]
             return said, said
-        if mode == "truth" and all(texts):
+        if mode == "truth" and all(_spoken(texts)):
             return texts, texts
         own = self.generate_caption_from_mask(images, masks)
         if mode == "soft":
             return cast(SoftCaptioner, self._given()).soft_captions(images, masks), own
-        said = [text or mine for text, mine in zip(texts, own, strict=True)] if mode == "truth" else own
-        return said, said
+        if mode == "truth":
+            own = [text if text.strip() else mine for text, mine in zip(texts, own, strict=True)]
+        return own, own
 
     def _count(self, seen: int, empty: int) -> None:
-        self._seen, self._empty = self._seen + seen, self._empty + empty
-        if self._seen < self.settings.window:
+        self.heard, self.empty = self.heard + seen, self.empty + empty
+        window = self.heard - self._before[0]
+        if window < self.settings.window:
             return
-        share, window = self._empty / self._seen, self._seen
-        self._seen = self._empty = 0
+        share, self._before = (self.empty - self._before[1]) / window, (self.heard, self.empty)
         if share > self.settings.max_empty:
+            why = "the captioner says nothing: look at its words, its weights, its prompt"
+            if self.settings.captions == "cached":
+                why = "the cache has none for these samples: look at its keys"
             raise BudgetExceeded(
                 f"dual loop: {share:.0%} of the last {window} captions were empty, more than max_empty="
-                f"{self.settings.max_empty:.0%}; the captioner says nothing: look at its words, its weights, its prompt"
+                f"{self.settings.max_empty:.0%}; {why}"
             )
 
     def _given(self) -> nn.Module:
@@ -206,12 +215,15 @@ class DualLoop:
         return self._model
 
 
-def evaluate_dual_loop(model: nn.Module, batches: Sequence[Mapping[str, Any]]) -> dict[str, MaskScore]:
+def evaluate_dual_loop(
+    model: nn.Module, batches: Sequence[Mapping[str, Any]], *, cache: Callable[[str], str] | None = None
+) -> dict[str, MaskScore]:
     """How well captions of view 1 find their object, and whether it is the caption that finds it.
 
     Args:
         model: captioner and segmenter, in eval mode.
         batches: of `MixLoader` or like them; tensors or arrays.
+        cache: gives the captions by the key of view 1; None: the model's own.
 
     Returns:
         same: on view 1 itself. cross: on view 2 of the samples that are pairs: the number to look at. shuffled: on view 2
@@ -225,7 +237,7 @@ def evaluate_dual_loop(model: nn.Module, batches: Sequence[Mapping[str, Any]]) -
         for batch in batches:
             images1, images2 = (as_pictures(batch[name]).to(device) for name in ("image1", "image2"))
             masks1, masks2 = (torch.as_tensor(np.asarray(batch[name])).to(device) for name in ("mask1", "mask2"))
-            captions = both.captions(images1, masks1)
+            captions = both.captions(images1, masks1) if cache is None else [cache(key) for key in batch["key1"]]
             scores["same"].take(both.segment(images1, captions).logits, masks1)
             pairs = torch.as_tensor(np.asarray(batch["is_pair"])).nonzero().flatten().tolist()
             if not pairs:
@@ -244,6 +256,11 @@ def as_pictures(images: Any) -> torch.Tensor:
     return (
         torch.as_tensor(np.asarray(images) if isinstance(images, np.ndarray) else images).movedim(-1, 1).float() / 255
     )
+
+
+def _spoken(texts: Sequence[str]) -> list[bool]:
+    """Which of the captions say something."""
+    return [bool(text.strip()) for text in texts]
 
 
 def _seeds(batch: Mapping[str, Any]) -> np.ndarray | None:

@@ -43,7 +43,7 @@ class DualLoopConfig:
     size: int = 1024
     """Side of the pictures and masks."""
     max_bad: float = 0.05
-    """Share of bad samples, of the last 1,000, from which training stops."""
+    """Share of bad samples, of the last 1,000, from which training stops; 0: it stops at the first."""
 
     model: str = "cycle"
     """As of `penstock.models.captioners.open_cycle`."""
@@ -101,7 +101,9 @@ class DualLoopConfig:
         self._require(0 <= self.ema_decay < 1, "ema_decay", "0..1 without 1")
         self._require(self.captions is None or self.captions in get_args(Captions), "captions", "a mode")
         is_cached = self.captions == "cached"
-        self._require(is_cached == (self.caption_cache is not None), "caption_cache", "one with captions=cached only")
+        self._require(
+            is_cached == (self.caption_cache is not None), "caption_cache", "a source with captions=cached, else none"
+        )
         self._require(self.learning_rate is None or 0 < self.learning_rate < math.inf, "learning_rate", "above 0")
         self._require(
             self._given() > 0, "sav_dir", "a dataset at least: sav_dir, sa1b_dir, refcoco_dir or openimage_dir"

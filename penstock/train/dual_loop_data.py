@@ -1,13 +1,14 @@
 """The datasets of a dual loop: opened by name, limited, split, said in the seed's words."""
 
+import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from penstock.errors import BadData, RowError, SourceNotFound, UsageError
-from penstock.mix_rows import VIEW, MixPart
+from penstock.mix_rows import VIEW, MixPart, PartRows
 from penstock.readers.files import FolderFiles
 from penstock.readers.refcoco_refs import reference_files
 from penstock.registry import open_source
@@ -17,6 +18,7 @@ from penstock.train.dual_loop_config import DualLoopConfig, DualLoopLines
 from penstock.train.held_out import Split, split
 
 _SENTENCE = "sentence"
+_log = logging.getLogger("penstock")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +45,10 @@ class DualLoopData:
         """Whether some source has sentences."""
         return any(_SENTENCE in part.source.schema for part in self.train)
 
-    def words(self) -> list[str]:
-        """Every word of the sentences that are trained on, once, sorted. Reads annotations, no picture."""
-        found: set[str] = set()
+    def words(self, captions: Mapping[str, str] | None = None) -> list[str]:
+        """Every word of the sentences that are trained on, and of captions made before, once, sorted. Reads annotations, no
+        picture."""
+        found = {word for text in (captions or {}).values() for word in text.split()}
         for part in self.train:
             if _SENTENCE in part.source.schema:
                 found.update(word for text in _texts(part.source, _SENTENCE) for word in text.split())
@@ -88,8 +91,8 @@ def open_data(
     return DualLoopData(splits=splits, dropped=("openimage",) if missing else ())
 
 
-def caption_cache(text: str) -> Callable[[str], str]:
-    """Captions made offline, by key; "" where there is none.
+def caption_cache(text: str) -> dict[str, str]:
+    """Captions made offline, by key.
 
     Args:
         text: of a source (see `open_source`) with a field `caption` or `sentence`.
@@ -105,7 +108,36 @@ def caption_cache(text: str) -> Callable[[str], str]:
     captions = dict(zip(source.keys, _texts(source, names[0]), strict=True))
     if len(captions) < len(source):
         raise UsageError(f"caption-cache {text}: {len(source) - len(captions)} keys are there twice")
-    return lambda key: captions.get(key, "")
+    return captions
+
+
+def require_captions(captions: Mapping[str, str], parts: Sequence[MixPart], max_empty: float) -> None:
+    """Refuses, before the long work, captions that too many samples have none of; says how many have none.
+
+    Args:
+        captions: of `caption_cache`.
+        parts: that are trained on, and held out.
+        max_empty: share of the samples, as of `DualLoopSettings`.
+
+    Raises:
+        UsageError: more samples than that have no caption.
+    """
+    total, lacking = 0, []
+    for part in parts:
+        keys, first = part.source.keys, PartRows(part).first
+        lacking += [
+            f"{part.name}: {key}" for key in (keys[int(row)] for row in first) if not captions.get(key, "").strip()
+        ]
+        total += len(first)
+    if not lacking:
+        return
+    words = f"caption-cache: {len(lacking)} of {total} samples have no caption in it, the first {lacking[0]}"
+    if len(lacking) > max_empty * total:
+        raise UsageError(
+            f"{words}; expected captions by the keys of the first views, {max_empty:.0%} of them may lack one (max_empty); the "
+            f"keys of the cache are like {next(iter(captions), 'nothing')!r}"
+        )
+    _log.warning("penstock: %s; their masks have no loss", words)
 
 
 def _texts(source: Source, name: str) -> Sequence[str]:
@@ -115,7 +147,7 @@ def _texts(source: Source, name: str) -> Sequence[str]:
         try:
             found.append(str((source[row] if read is None else read(row, [name]))[name]))
         except (BadData, RowError):
-            found.append("")  # the mixture counts the row when it is drawn
+            found.append("")  # who draws the row counts it: as bad, or as a sample without a caption
     return found
 
 
@@ -160,8 +192,8 @@ def _openimage(config: DualLoopConfig, lines: DualLoopLines, say: Callable[[str]
     folder = config.openimage_dir
     if folder is None:
         return None
-    is_text = folder.startswith("openimages:")
-    if not is_text and not Path(folder).is_dir():
+    path = folder.removeprefix("openimages:").partition("?")[0]
+    if path and not Path(path).is_dir():  # without a path the settings say where
         say(lines.openimage_missing.format(openimage_dir=folder))
         return None
     say(lines.openimage_found.format(openimage_dir=folder))

@@ -2,7 +2,7 @@
 
 import logging
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -138,15 +138,17 @@ class HeldOut:
         """The metric to look at: across frames where there are pairs; "" where nothing is held out."""
         return "" if not self.samples else "cross_giou" if self.has_pairs else "same_giou"
 
-    def evaluate(self, model: nn.Module, ranks: Ranks) -> dict[str, float]:
-        """Scores over all ranks: same_giou, cross_giou, shuffled_giou, empty_giou, same_ciou, cross_ciou (see
-        `evaluate_dual_loop`), those across frames only where there are pairs; `unreadable`: samples left out because they
-        are bad data, and so is what stood in for them."""
+    def evaluate(
+        self, model: nn.Module, ranks: Ranks, *, cache: Callable[[str], str] | None = None
+    ) -> dict[str, float]:
+        """Scores over all ranks, with the model's own captions or those of a cache: same_giou, cross_giou, shuffled_giou,
+        empty_giou, same_ciou, cross_ciou (see `evaluate_dual_loop`), those across frames only where there are pairs;
+        `unreadable`: samples left out because they are bad data, and so is what stood in for them."""
         names = ("same", "cross", "shuffled", "empty") if self.has_pairs else ("same",)
         scores = {name: MaskScore() for name in names}
         bad: list[str] = []
         for batch in self._read(ranks, bad):
-            for name, score in evaluate_dual_loop(model, [batch]).items():
+            for name, score in evaluate_dual_loop(model, [batch], cache=cache).items():
                 if name in scores:
                     _add(scores[name], score)
         if bad:
@@ -167,7 +169,8 @@ class HeldOut:
                     bad.append(str(error))
             if samples:
                 names = ("image1", "mask1", "image2", "mask2", "is_pair")
-                yield {name: np.stack([np.asarray(sample[name]) for sample in samples]) for name in names}
+                arrays = {name: np.stack([np.asarray(sample[name]) for sample in samples]) for name in names}
+                yield {**arrays, "key1": [str(sample["key1"]) for sample in samples]}
 
 
 def _rows(source: Source, start: int, stop: int) -> Source:

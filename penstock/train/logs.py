@@ -1,9 +1,10 @@
 """What a training run says: a line per interval, the same as JSON lines, and to TensorBoard or W&B where they are wanted."""
 
 import logging
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from heapq import nlargest
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,6 +14,7 @@ import orjson
 from penstock.errors import MissingExtra
 
 LOG = "log.jsonl"
+_WORST = 3
 _log = logging.getLogger(__name__)
 
 
@@ -43,7 +45,8 @@ class Interval:
     """Source -> samples."""
     substituted: Counter[str] = field(default_factory=Counter)
     """Source -> samples that another row stood in for."""
-    worst: deque[tuple[float, str]] = field(default_factory=lambda: deque(maxlen=3))
+    worst: list[tuple[float, str]] = field(default_factory=list)
+    """Of each step the sample with the highest loss, and its key."""
 
     def take(self, batch: Mapping[str, Any], num_samples: int) -> None:
         """Counts a batch; sources where it says them."""
@@ -61,8 +64,30 @@ class Interval:
             **vars(self),
             "parts": dict(self.parts),
             "substituted": dict(self.substituted),
-            "worst": list(self.worst),
+            "worst": nlargest(_WORST, self.worst),
         }
+
+
+class Means:
+    """Means by name: of a loss over the samples that have it, of other numbers over steps. What no sample had has no mean."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._counts: dict[str, float] = {}
+
+    def add(self, name: str, total: float, count: float = 1.0) -> None:
+        """A sum over so many."""
+        self._sums[name] = self._sums.get(name, 0.0) + total
+        self._counts[name] = self._counts.get(name, 0.0) + count
+
+    def join(self, other: "Means") -> None:
+        """What another one has, too."""
+        for name, total in other._sums.items():
+            self.add(name, total, other._counts[name])
+
+    def values(self) -> dict[str, float]:
+        """Name -> mean."""
+        return {name: total / self._counts[name] for name, total in self._sums.items() if self._counts[name]}
 
 
 def line_of(intervals: list[dict[str, Any]]) -> dict[str, Any]:
@@ -89,7 +114,7 @@ def line_of(intervals: list[dict[str, Any]]) -> dict[str, Any]:
     if parts:
         found["sources"] = {name: count / parts.total() for name, count in sorted(parts.items())}
         found["substituted"] = {name: bad[name] / parts[name] for name in sorted(bad)}
-    worst = sorted((tuple(entry) for one in intervals for entry in one["worst"]), reverse=True)[:3]
+    worst = nlargest(_WORST, (tuple(entry) for one in intervals for entry in one["worst"]))
     if worst:
         found["worst"] = [{"loss": loss, "key": key} for loss, key in worst]
     return found

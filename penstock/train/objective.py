@@ -18,6 +18,9 @@ class Losses:
     """(B,) float, detached: how bad each sample is; names the samples of a NaN and the worst ones."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Further sums to be logged as means over all samples: rates, counts."""
+    having: Mapping[str, float] = field(default_factory=dict)
+    """Name -> samples that had this loss, where only the forward pass can tell: what is logged is the mean over them. Of
+    other names it is over those that `counts` said."""
 
 
 class Objective(Protocol):

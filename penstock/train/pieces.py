@@ -1,5 +1,7 @@
 """Pieces that the training loop is made of: cutting batches, seeding, the optimiser, the names of samples."""
 
+import logging
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -9,9 +11,26 @@ from torch import nn
 
 from penstock.errors import UsageError
 from penstock.samplers import mix
+from penstock.train.objective import Losses, Objective
 from penstock.train.settings import TrainSettings
 
 Batch = Mapping[str, Any]
+_LEFT = 0.1
+"""Share of the first weights in the average at the end, above which it is no average of the training."""
+_log = logging.getLogger(__name__)
+
+
+class Whole(nn.Module):
+    """Model and objective as one module, so that whatever the objective calls runs inside DDP's forward."""
+
+    def __init__(self, model: nn.Module, objective: Objective) -> None:
+        super().__init__()
+        self.model = model
+        self._objective = objective
+
+    def forward(self, batch: Batch) -> Losses:
+        """The losses of a batch."""
+        return self._objective(self.model, batch)
 
 
 def require_trainable(model: nn.Module) -> None:
@@ -42,9 +61,24 @@ def adamw(model: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
     )
 
 
+def warn_of_slow_average(settings: TrainSettings) -> None:
+    """Says where the average that is evaluated is still mostly the weights before the first step."""
+    if settings.first_weights_left > _LEFT:
+        _log.warning(
+            "penstock: ema_decay %g: after %d steps the first weights still make up %.0f%% of the average, which is what is "
+            "evaluated: take a lower decay, or 0",
+            settings.ema_decay,
+            settings.steps,
+            100 * settings.first_weights_left,
+        )
+
+
 def seed_step(*values: int) -> None:
-    """Seeds torch from numbers of 0..2**64-1: (seed, step, rank)."""
-    torch.manual_seed(mix(*values) & (2**63 - 1))
+    """Seeds the generators of torch, NumPy and Python from numbers of 0..2**64-1: (seed, step, rank)."""
+    seed = mix(*values) & (2**63 - 1)
+    torch.manual_seed(seed)
+    np.random.seed(seed & 0xFFFFFFFF)  # the global one, which whatever a model calls may draw from
+    random.seed(seed)
 
 
 def num_samples(batch: Batch) -> int:

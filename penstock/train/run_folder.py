@@ -1,7 +1,9 @@
 """What every training run does with its folder and its first weights."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
+import orjson
 from torch import nn
 
 from penstock.errors import OutputRefused, RecipeMismatch
@@ -44,8 +46,14 @@ def require_folder(output: Path) -> None:
         raise OutputRefused(f"output-dir {output}: expected a folder, or nothing yet; {there} is a file")
 
 
-def begin_with(model: nn.Module, path: Path) -> None:
+def begin_with(model: nn.Module, path: Path, *, means: Mapping[str, object] | None = None) -> None:
     """Takes the weights of a checkpoint; the average, where it has one, for that is what was evaluated.
+
+    Args:
+        model: takes them.
+        path: the checkpoint.
+        means: what of a run's identity says what the weights mean: it must be the same there. Weights of another vocabulary
+            can have the same shapes.
 
     Raises:
         SourceNotFound, StoreCorrupt: as `load_checkpoint`.
@@ -53,7 +61,13 @@ def begin_with(model: nn.Module, path: Path) -> None:
     """
     content = load_checkpoint(path)
     weights = {**content["model"], **content["ema"]}
-    if wrong := differences(model.state_dict(), weights):
+    given = orjson.loads(content["identity"])["given"]
+    others = [
+        f"{name}: expected {value!r}, got {given.get(name, 'nothing')!r}"
+        for name, value in (means or {}).items()
+        if given.get(name) != value
+    ]
+    if wrong := "; ".join(others) or differences(model.state_dict(), weights):
         raise RecipeMismatch(
             f"{path}: expected weights of the same model, got those of another: {wrong}. Take a checkpoint of this model, or "
             "train the one of that run: the config in its report.json says which"

@@ -59,6 +59,11 @@ class TrainSettings:
         _require(self.precision in get_args(Precision), "precision", "fp32 or bf16", self.precision)
         _require(all(0 <= beta < 1 for beta in self.betas), "betas", "0..1 without 1", self.betas)
 
+    @property
+    def first_weights_left(self) -> float:
+        """Share of the weights before the first step in the average after the last one; 0 where there is no average."""
+        return self.ema_decay**self.steps
+
     def learning_rate_at(self, step: int) -> float:
         """Of the update number `step`, from 0: linear warm-up, then half a cosine down to the final rate."""
         warmup = round(self.warmup_share * self.steps)

@@ -30,10 +30,11 @@ from penstock.train.checkpoint import (
 )
 from penstock.train.distributed import Ranks
 from penstock.train.ema import Ema
-from penstock.train.logs import Interval, Journal, Writer, line_of
+from penstock.train.logs import Interval, Journal, Means, Writer, line_of
 from penstock.train.objective import Losses, Objective
 from penstock.train.pieces import (
     Batch,
+    Whole,
     adamw,
     added,
     gradient_norm,
@@ -43,10 +44,13 @@ from penstock.train.pieces import (
     require_trainable,
     sample_keys,
     seed_step,
+    warn_of_slow_average,
 )
 from penstock.train.settings import TrainSettings
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_NAMED = 20
+"""Samples that a NaN names."""
 _log = logging.getLogger(__name__)
 
 
@@ -116,6 +120,8 @@ class Trainer:
         require_trainable(model)
         model.to(self.ranks.device)
         self.ema = Ema(model, settings.ema_decay) if settings.ema_decay else None
+        if self.ranks.is_first:
+            warn_of_slow_average(settings)
         self.optimizer = adamw(model, settings)
         self.step = 0
         """Updates made."""
@@ -128,7 +134,7 @@ class Trainer:
             folder.mkdir(parents=True, exist_ok=True)
         self._resume()
         seed_step(settings.seed, self.step, self.ranks.rank)
-        self._whole: nn.Module = _Whole(model, objective)
+        self._whole: nn.Module = Whole(model, objective)
         if self.ranks.world_size > 1:
             self._whole = DistributedDataParallel(
                 self._whole,
@@ -138,7 +144,7 @@ class Trainer:
         if self.ranks.is_first:
             self._journal = Journal(folder, from_step=self.step, writers=list(writers))
         self._interval = Interval()
-        self._sums: dict[str, float] = {}
+        self._means = Means()
         self._last: tuple[Batch, torch.Tensor | None] | None = None
         self._signal = 0
 
@@ -162,7 +168,7 @@ class Trainer:
                 self._interval.steps_s.append(time.perf_counter() - begin)
                 self._interval.total_s += self._interval.steps_s[-1]
                 last = self.step == settings.steps
-                if self.step % settings.log_every == 0 or last:
+                if number or last or self.step % settings.log_every == 0:
                     self._say()
                 if last or (settings.eval_every and self.step % settings.eval_every == 0):
                     self._evaluate()
@@ -178,17 +184,22 @@ class Trainer:
         batch = self._first_batch()
         totals = []
         while self.step < self.settings.steps:
-            self._sums = {}
+            self._means = Means()
             self._update(batch)
-            totals.append(self._sums["loss"])
+            totals.append(self._means.values()["loss"])
         return totals
 
     def dry_run(self) -> dict[str, object]:
-        """One batch forward and backward, without an update: plain values to look at before the long run."""
+        """One batch forward and backward, without an update: plain values to look at before the long run.
+
+        Raises:
+            NotFinite: as `run`.
+        """
         batch = self._first_batch()
         device_batch, count = on_device(batch, self.ranks.device), num_samples(batch)
-        totals, _, _ = self._backward(device_batch, count)
+        means, bad, _ = self._backward(device_batch, count)
         norm = gradient_norm(self.model)
+        self._require_finite(batch, bad, means.values(), norm)
         self.optimizer.zero_grad(set_to_none=True)
         parameters = list(self.model.parameters())
         return {
@@ -201,7 +212,7 @@ class Trainer:
             "step": self.step,
             "parameters": sum(one.numel() for one in parameters),
             "trained": sum(one.numel() for one in parameters if one.requires_grad),
-            "losses": totals,
+            "losses": means.values(),
             "gradient_norm": norm,
             "peak_gpu_bytes": torch.cuda.max_memory_allocated() if self.ranks.device.type == "cuda" else 0,
         }
@@ -263,10 +274,9 @@ class Trainer:
         moved = on_device(batch, self.ranks.device)
         self._interval.copy_s += time.perf_counter() - begin
         self._interval.take(batch, count)
-        totals, bad, number = self._backward(moved, count)
+        means, bad, number = self._backward(moved, count)
         norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip_norm or math.inf))
-        if not math.isfinite(totals["loss"]) or not math.isfinite(norm):
-            self._stop(batch, bad, totals, norm)
+        self._require_finite(batch, bad, means.values(), norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
@@ -274,12 +284,12 @@ class Trainer:
             self.ema.update()
         self._last = batch, bad
         self._note_worst(batch, bad)
-        for name, value in {**totals, "gradient_norm": norm}.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
+        means.add("gradient_norm", norm)
+        self._means.join(means)
         return number
 
-    def _backward(self, batch: Batch, count: int) -> tuple[dict[str, float], torch.Tensor | None, int]:
-        """Gradients of the global loss; the named losses, per-sample losses of this rank, and a signal's number."""
+    def _backward(self, batch: Batch, count: int) -> tuple[Means, torch.Tensor | None, int]:
+        """Gradients of the global loss; the losses, per-sample losses of this rank, and a signal's number."""
         settings, ranks = self.settings, self.ranks
         pieces = list(pieces_of(batch, count, settings.accumulation))
         mine = {f"n {name}": value for name, value in added([self.objective.counts(one) for one in pieces]).items()}
@@ -298,24 +308,31 @@ class Trainer:
                 torch.stack([one.float() for one in weighted]).sum().mul(ranks.world_size).backward()  # type: ignore[no-untyped-call]
             sums.append({f"sum {name}": float(losses.sums[name].detach()) for name in self.objective.weights})
             sums.append({f"of {name}": float(value) for name, value in losses.metrics.items()})
+            sums.append({f"having {name}": float(value) for name, value in losses.having.items()})
             if losses.per_sample is not None:
                 per_sample.append(losses.per_sample.detach().float().cpu())
         total = ranks.sums(added(sums))
-        found = {name: total[f"sum {name}"] / counts[name] for name in self.objective.weights}
-        found["loss"] = sum(weight * found[name] for name, weight in self.objective.weights.items())
-        found.update({name[3:]: value / shared["samples"] for name, value in total.items() if name.startswith("of ")})
-        return found, torch.cat(per_sample) if per_sample else None, int(shared["signal"] and max(self._signals_got()))
+        means = Means()
+        for name in self.objective.weights:
+            means.add(name, total[f"sum {name}"], total.get(f"having {name}", shared[f"n {name}"]))
+        means.add("loss", sum(w * total[f"sum {name}"] / counts[name] for name, w in self.objective.weights.items()))
+        for name in (name for name in total if name.startswith("of ")):
+            means.add(name[3:], total[name], shared["samples"])
+        return means, torch.cat(per_sample) if per_sample else None, int(shared["signal"] and max(self._signals_got()))
 
     def _signals_got(self) -> list[int]:
         return [int(str(one)) for one in self.ranks.gathered(self._signal)]
 
-    def _stop(self, batch: Batch, bad: torch.Tensor | None, totals: Mapping[str, float], norm: float) -> None:
+    def _require_finite(self, batch: Batch, bad: torch.Tensor | None, found: Mapping[str, float], norm: float) -> None:
+        if math.isfinite(found["loss"]) and math.isfinite(norm):
+            return
         keys = sample_keys(batch)
         guilty = keys if bad is None else [keys[i] for i in torch.nonzero(~torch.isfinite(bad)).flatten().tolist()]
         named = [name for one in self.ranks.gathered(guilty) for name in one]  # type: ignore[attr-defined]
         self.optimizer.zero_grad(set_to_none=True)
-        parts = ", ".join(f"{name} {value:.4g}" for name, value in totals.items())
-        where = ", ".join(named[:20]) or "no single sample: all losses are finite, the gradient is not"
+        parts = ", ".join(f"{name} {value:.4g}" for name, value in found.items())
+        more = f" and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
+        where = ", ".join(named[:_NAMED]) + more or "no single sample: all losses are finite, the gradient is not"
         raise NotFinite(
             f"train: step {self.step}: a loss or a gradient is not finite ({parts}, gradient norm {norm:.4g}). "
             f"Samples: {where}. The weights are those of step {self.step}; look at the samples, or lower the learning rate"
@@ -329,13 +346,11 @@ class Trainer:
 
     def _say(self) -> None:
         intervals = self.ranks.gathered(self._interval.plain())
-        steps = max(1, len(self._interval.steps_s))
         if self._journal is not None:
-            values = {name: value / steps for name, value in self._sums.items()}
             rate = self.settings.learning_rate_at(self.step - 1)
-            line = {**values, "learning_rate": rate, **line_of(intervals)}  # type: ignore[arg-type]
+            line = {**self._means.values(), "learning_rate": rate, **line_of(intervals)}  # type: ignore[arg-type]
             self._journal.write(self.step, self.settings.steps, line)
-        self._interval, self._sums = Interval(), {}
+        self._interval, self._means = Interval(), Means()
 
     def _evaluate(self) -> None:
         if self.evaluate is not None:
@@ -380,15 +395,3 @@ class Trainer:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-class _Whole(nn.Module):
-    """Model and objective as one module, so that whatever the objective calls runs inside DDP's forward."""
-
-    def __init__(self, model: nn.Module, objective: Objective) -> None:
-        super().__init__()
-        self.model = model
-        self._objective = objective
-
-    def forward(self, batch: Batch) -> Losses:
-        return self._objective(self.model, batch)

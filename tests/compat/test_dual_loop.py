@@ -23,7 +23,7 @@ from penstock.compat import (  # noqa: E402
     train_epoch,
 )
 from penstock.compat.dual_loop import lines, main  # noqa: E402
-from penstock.errors import SourceNotFound, UsageError  # noqa: E402
+from penstock.errors import NotFinite, SourceNotFound, UsageError  # noqa: E402
 from penstock.models.captioners import open_cycle  # noqa: E402
 from penstock.readers.masklets import Masklets  # noqa: E402
 from penstock.train.dual_loop import DualLoop, DualLoopSettings  # noqa: E402
@@ -160,6 +160,7 @@ def test_the_loop_learns_from_the_second_frame(folders: dict[str, str]) -> None:
     ends = []
     for one in (batch, batch, other):
         model = open_cycle(seed=1).model
+        torch.manual_seed(0)
         losses = train_epoch(model, [one, None, one], torch.optim.SGD(model.parameters(), lr=0.1))
         assert set(losses) == {"loss", "mask_loss", "dice_loss", "llm_loss"}
         ends.append(torch.cat([value.detach().flatten() for value in model.parameters()]))
@@ -173,8 +174,10 @@ def test_a_step_is_the_mean_of_its_batches_also_the_last_one(folders: dict[str, 
     model = open_cycle(seed=1).model
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     optimizer.register_step_post_hook(lambda *_: steps.append(1.0))
+    torch.manual_seed(0)
     found = train_epoch(model, batches, optimizer, gradient_accumulation_steps=2, max_grad_norm=1e9)
     assert len(steps) == 2
+    torch.manual_seed(0)
     loop = DualLoop(DualLoopSettings()).use(model)
     expected = []
     for batch in batches:
@@ -184,6 +187,16 @@ def test_a_step_is_the_mean_of_its_batches_also_the_last_one(folders: dict[str, 
     assert found["loss"] == pytest.approx(np.mean(expected), rel=1e-5)
     with pytest.raises(UsageError, match="no batch"):
         train_epoch(model, [None], optimizer)
+
+
+def test_a_gradient_that_is_not_finite_leaves_the_weights(folders: dict[str, str]) -> None:
+    batches = [collate_fn_mask_caption([item]) for item in items_of(folders, "sa1b_dir")[:3]]
+    assert batches[2] is not None
+    batches[2]["image1"] = batches[2]["image1"] * float("nan")
+    model = open_cycle(seed=1).model
+    with pytest.raises(NotFinite, match="train_epoch: batch 3"):
+        train_epoch(model, batches, torch.optim.SGD(model.parameters(), lr=0.1), gradient_accumulation_steps=1)
+    assert all(torch.isfinite(value).all() for value in model.parameters())
 
 
 def test_the_script_prints_the_seeds_log(
@@ -250,15 +263,11 @@ def test_a_script_that_fails_says_so_by_its_code(script: str, tmp_path: Path) ->
     assert "nowhere" in done.stderr
 
 
-@pytest.mark.parametrize(
-    "statement",
-    [
-        "from projects.llava_sam2.mask_caption_sft.dataset_builder import SAVDatasetWrapper",
-        "from projects.llava_sam2.mask_caption_sft.dataset_builder import build_mask_caption_dataset",
-        "from projects.llava_sam2.mask_caption_sft.dataset_builder import collate_fn_mask_caption",
+def test_the_seeds_imports_run() -> None:
+    names = "SAVDatasetWrapper, build_mask_caption_dataset, collate_fn_mask_caption"
+    statements = (
+        f"from projects.llava_sam2.mask_caption_sft.dataset_builder import {names}",
         "from projects.llava_sam2.mask_caption_sft.train_dual_loop import build_datasets, train_epoch",
-    ],
-)
-def test_the_seeds_imports_run(statement: str) -> None:
-    subprocess.run([sys.executable, "-c", statement], cwd=COMPAT, check=True, timeout=120)
+    )
+    subprocess.run([sys.executable, "-c", "\n".join(statements)], cwd=COMPAT, check=True, timeout=120)
     assert (COMPAT / PACKAGE / "dataset_builder.py").is_file()

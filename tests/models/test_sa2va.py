@@ -269,6 +269,35 @@ class Network:
         return {"prediction": "Sure, [SEG].", "prediction_masks": [] if "nothing" in text else masks}
 
 
+def cells(mask: np.ndarray) -> Any:
+    """What its remote code makes of a mask."""
+    return torch.nn.functional.interpolate(torch.from_numpy(mask[None, None].astype("float32")), (16, 16))[0, 0]
+
+
+@pytest.mark.parametrize("size", [(480, 640), (1024, 1024), (77, 33), (20, 100)])
+def test_a_small_region_has_a_cell_that_sa2va_sees(size: tuple[int, int]) -> None:
+    rng = np.random.default_rng(0)
+    blind = 0
+    for _ in range(50):
+        mask = np.zeros(size, np.uint8)
+        y, x = (int(rng.integers(0, side)) for side in size)
+        mask[y : y + 3, x : x + 4] = 1
+        seen = sa2va_worker.on_grid(mask)
+        before, after = cells(mask), cells(seen)
+        if before.any():
+            assert seen is mask
+            continue
+        blind += 1
+        assert after.sum() == 1
+        row, column = np.argwhere(after.numpy())[0].tolist()
+        inside = np.zeros(size, bool)
+        inside[-(-row * size[0] // 16) : -(-(row + 1) * size[0] // 16),
+               -(-column * size[1] // 16) : -(-(column + 1) * size[1] // 16)] = True  # fmt: skip
+        assert (mask.astype(bool) & inside).sum() * 4 >= mask.sum(), "the cell that holds the most of it"
+    assert blind
+    assert not sa2va_worker.on_grid(np.zeros(size, np.uint8)).any()
+
+
 def test_sa2va_is_asked_by_its_own_method() -> None:
     network = Network()
     talk = sa2va_worker.Conversation(network, "tokenizer")
@@ -278,6 +307,11 @@ def test_sa2va_is_asked_by_its_own_method() -> None:
     assert (size, tokenizer) == ((24, 20), "tokenizer")
     assert text.startswith("<image>")
     assert [(prompt.shape, prompt.dtype) for prompt in prompts] == [((1, 20, 24), np.float32)]
+    dot = np.zeros((1, 20, 24), np.uint8)
+    dot[0, 4, 4] = 1
+    talk.captions(images[:1], dot)
+    assert cells(dot[0]).sum() == 0
+    assert cells(network.heard.pop()[2][0][0]).sum() == 1
     union, none = talk.segment(images, ["The red square. ", "nothing"])
     np.testing.assert_array_equal(union, np.eye(20, 24, dtype=bool) | np.eye(20, 24, 2, dtype=bool))
     assert none is None

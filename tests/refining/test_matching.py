@@ -213,7 +213,7 @@ def test_rules_hold_for_any_frame(
             assert any((mask <= original).all() for original in originals)
         elif number and not one and inside_labels.sum() != inside_labels[number - 1]:
             if best_of_all(
-                mask, number, objects, [one for one, asked in zip(originals, prompted, strict=False) if not asked]
+                mask, number, objects, [one for one, asked in zip(originals, proposals.ids, strict=True) if not asked]
             ):
                 continue
             others = np.delete(inside_labels, number - 1)

@@ -5,11 +5,12 @@ import io
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 
-from penstock.errors import OutputFull  # noqa: E402
+from penstock.errors import OutputFull, StoreCorrupt  # noqa: E402
 from penstock.train import checkpoint  # noqa: E402
 from penstock.train.checkpoint import digest_of, load_checkpoint, remove_old, save_checkpoint, step_path  # noqa: E402
 
@@ -52,6 +53,34 @@ def test_what_killed_runs_left_is_removed_with_the_old_ones(tmp_path: Path) -> N
     remove_old(tmp_path, 2)
     found = sorted(path.name for path in tmp_path.iterdir())
     assert found == ["mine.tmp", step_path(tmp_path, 2).name, step_path(tmp_path, 3).name]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_flipped_bit_is_never_taken_for_weights(seed: int, tmp_path: Path) -> None:
+    """torch alone takes nearly any of them: it does not look at the checksums that it writes."""
+    rng = np.random.default_rng(seed)
+    path, weights = step_path(tmp_path, 1), torch.from_numpy(rng.random(4096))
+    save_checkpoint(path, {"step": 1, "model": {"weights": weights}})
+    whole, refused = path.read_bytes(), 0
+    for at in rng.integers(0, len(whole), 40).tolist():
+        torn = bytearray(whole)
+        torn[at] ^= 1 << int(rng.integers(8))
+        path.write_bytes(torn)
+        try:
+            found = load_checkpoint(path)
+        except StoreCorrupt:
+            refused += 1
+        else:
+            assert torch.equal(found["model"]["weights"], weights)  # in the padding between tensors
+    assert refused > 30
+
+
+def test_a_file_of_something_else_is_no_checkpoint(tmp_path: Path) -> None:
+    path = step_path(tmp_path, 1)
+    for content in (torch.zeros(3), [1], {"step": 1}):
+        torch.save(content, path)
+        with pytest.raises(StoreCorrupt, match="got a file that is none"):
+            load_checkpoint(path)
 
 
 def test_a_digest_depends_on_names_and_values_also_of_single_numbers() -> None:

@@ -118,6 +118,53 @@ def test_empty_captions_have_no_mask_loss_are_counted_and_end_the_training() -> 
         loop(net, batch)
 
 
+def test_what_is_logged_is_the_mean_over_the_samples_that_were_heard() -> None:
+    batch, net = batch_of(), model()
+    spoken = set(batch["key1"][:2])
+    loop = DualLoop(DualLoopSettings(captions="cached"), cache=lambda key: "red one" if key in spoken else "  ")
+    losses = loop(net, {**batch, "caption": ["red one", *["  "] * 7]})
+    assert losses.having == {"bce": 2, "dice": 2, "answer": 0}  # this model has no answer in words
+    assert losses.metrics["empty_captions"] == 6
+    assert loop.counts({**batch, "caption": ["red one", *["  "] * 7]})["language"] == 1
+    assert (loop.heard, loop.empty) == (8, 6)
+
+
+def test_too_many_empty_captions_of_a_cache_point_at_its_keys() -> None:
+    loop = DualLoop(DualLoopSettings(captions="cached", window=8), cache=lambda key: "")
+    with pytest.raises(BudgetExceeded, match="the cache has none for these samples: look at its keys"):
+        loop(model(), batch_of())
+
+
+def test_points_of_a_step_without_seeds_are_drawn_anew_by_torchs_generator() -> None:
+    batch, loop = batch_of(), DualLoop(DualLoopSettings(points=16)).use(model())
+    images, masks = as_pictures(batch["image1"]), batch["mask1"].float()
+
+    def step() -> float:
+        losses, _ = loop.compute_segmentation_loss(images, ["red one"] * 8, masks)
+        return float(losses["bce"].sum().detach())
+
+    torch.manual_seed(1)
+    first, second = step(), step()
+    torch.manual_seed(1)
+    assert step() == first != second
+
+
+def test_captions_of_a_cache_are_what_is_evaluated_where_it_is_given() -> None:
+    batch, net = batch_of(), model().eval()
+    sentences = dict(zip(batch["key1"], batch["caption"], strict=True))
+    heard: list[Any] = []
+    segment = net.segment
+
+    def listen(images: torch.Tensor, captions: Any, masks: Any = None) -> Any:
+        heard.append(captions)
+        return segment(images, captions, masks)
+
+    net.segment = listen  # type: ignore[method-assign]
+    scores = evaluate_dual_loop(net, [batch], cache=sentences.__getitem__)
+    assert heard[:2] == [batch["caption"]] * 2
+    assert scores["cross"].samples == 8
+
+
 def test_at_debug_the_step_says_what_the_original_document_checks(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG, "penstock.train.dual_loop"):
         loss_of(model(), batch_of())

@@ -15,20 +15,24 @@ from hypothesis import strategies as st
 torch = pytest.importorskip("torch")
 
 from penstock.draws import TrackTable  # noqa: E402
-from penstock.errors import RecipeMismatch, SourceNotFound, UsageError  # noqa: E402
+from penstock.errors import BudgetExceeded, RecipeMismatch, SourceNotFound, UsageError  # noqa: E402
 from penstock.mix_rows import MixPart, PartRows  # noqa: E402
 from penstock.mix_views import Views  # noqa: E402
 from penstock.models.captioners import BASIC_WORDS, open_cycle  # noqa: E402
 from penstock.models.cycle import CycleModel  # noqa: E402
 from penstock.readers.sav import Sav  # noqa: E402
+from penstock.registry import open_source  # noqa: E402
 from penstock.samplers.pairs import PairRule  # noqa: E402
+from penstock.schema import Field, Schema  # noqa: E402
 from penstock.source import Group  # noqa: E402
+from penstock.store import write_store  # noqa: E402
 from penstock.track_tables import track_table  # noqa: E402
 from penstock.train.checkpoint import load_checkpoint  # noqa: E402
 from penstock.train.distributed import Ranks  # noqa: E402
+from penstock.train.dual_loop import DualLoop, DualLoopSettings  # noqa: E402
 from penstock.train.dual_loop_config import DualLoopConfig, DualLoopLines  # noqa: E402
 from penstock.train.dual_loop_data import caption_cache, open_data  # noqa: E402
-from penstock.train.dual_loop_run import objective_of, run_dual_loop, settings_of  # noqa: E402
+from penstock.train.dual_loop_run import _empty_captions, objective_of, run_dual_loop, settings_of  # noqa: E402
 from penstock.train.held_out import HeldOut, Rows, split  # noqa: E402
 from tests.mix.data import Pictures  # noqa: E402
 from tests.readers.test_sav import write_train, write_val  # noqa: E402
@@ -79,6 +83,13 @@ def test_a_missing_open_images_is_left_out_in_the_seeds_words(folders: dict[str,
     data = open_data(config)
     assert data.dropped == ("openimage",)
     assert [part.name for part in data.train] == ["sav", "sa1b", "refcoco"]
+
+
+def test_open_images_by_its_reader_may_be_missing_too(folders: dict[str, str]) -> None:
+    config = config_of(folders, openimage_dir="openimages:./data/openimages?split=train")
+    assert open_data(config).dropped == ("openimage",)
+    given = config_of(folders, openimage_dir=f"openimages:{folders['openimage_dir']}?split=train")
+    assert open_data(given).dropped == ()
 
 
 def test_an_open_images_folder_that_holds_something_else_is_an_error(folders: dict[str, str], tmp_path: Path) -> None:
@@ -240,16 +251,119 @@ def test_a_model_whose_words_no_gradient_passes_says_its_own(folders: dict[str, 
 
 def test_cached_captions_come_by_key(folders: dict[str, str]) -> None:
     known = caption_cache(f"refcoco:{folders['refcoco_dir']}")
-    assert known("2_20") == "caf\u00e9 sign"
-    assert known("elsewhere") == ""
+    assert known["2_20"] == "caf\u00e9 sign"
+    assert "elsewhere" not in known
     with pytest.raises(UsageError, match="expected a field caption or sentence"):
         caption_cache(f"sa1b:{folders['sa1b_dir']}")
     cache = f"refcoco:{folders['refcoco_dir']}"
     config = config_of({"refcoco_dir": folders["refcoco_dir"]}, captions="cached", caption_cache=cache)
     data = open_data(config)
-    objective = objective_of(config, data, open_cycle(words=data.words()))
+    objective = objective_of(config, data, open_cycle(words=data.words()), known)
     assert objective.cache is not None
     assert objective.cache("2_20") == "caf\u00e9 sign"
+    assert objective.cache("elsewhere") == ""
+
+
+def write_captions(path: Path, captions: dict[str, str]) -> str:
+    schema = Schema([Field(name="caption", dtype="str", kind="text", meaning="made before")])
+    write_store(path, schema, ((key, {"caption": text}) for key, text in captions.items()))
+    return str(path)
+
+
+def first_views(folders: dict[str, str]) -> list[str]:
+    return list(open_source(f"masklets:{folders['sav_dir']}").keys)[::2]
+
+
+def test_a_training_on_captions_made_before_knows_their_words_and_is_evaluated_with_them(
+    folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: set[str] = set()
+    segment = CycleModel.segment
+
+    def listen(self: CycleModel, images: Any, captions: Any, masks: Any = None) -> Any:
+        heard.update(captions)
+        return segment(self, images, captions, masks)
+
+    monkeypatch.setattr(CycleModel, "segment", listen)
+    texts = {key: f"square number{place}" for place, key in enumerate(first_views(folders))}
+    cache = write_captions(tmp_path / "captions", texts)
+    cached: dict[str, Any] = {"captions": "cached", "caption_cache": cache, "eval_share": 0.3}
+    config = config_of({"sav_dir": folders["sav_dir"]}, tmp_path / "out", max_steps=3, **cached)
+    found = run_dual_loop(config)
+    assert found["empty_captions"] == 0
+    assert heard == {*texts.values(), ""}, "no caption of the untaught captioner; the empty one is a control"
+    texts[next(iter(texts))] = "square number1"
+    other = write_captions(tmp_path / "others", texts)
+    with pytest.raises(RecipeMismatch, match="caption_cache: expected '12 captions"):
+        run_dual_loop(replace(config, caption_cache=other))
+
+
+def test_captions_made_for_other_samples_are_refused_before_the_work_and_a_few_that_lack_are_said(
+    folders: dict[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    keys = first_views(folders)
+    sav = {"sav_dir": folders["sav_dir"]}
+    wrong = write_captions(tmp_path / "wrong", {f"other/{key}": "a square" for key in keys})
+    config = config_of(sav, tmp_path / "out", captions="cached", caption_cache=wrong, max_steps=1)
+    with pytest.raises(
+        UsageError, match=rf"12 of 12 samples have no caption in it, the first sav: {keys[0]}; .*'other/"
+    ):
+        run_dual_loop(config)
+    assert not (tmp_path / "out").exists()
+    held = write_captions(tmp_path / "held", dict.fromkeys(keys[:6], "a square"))
+    with pytest.raises(UsageError, match="6 of 12 samples have no caption"):
+        run_dual_loop(replace(config, caption_cache=held, eval_share=0.5, max_empty=0.4))
+    some = write_captions(tmp_path / "some", dict.fromkeys(keys[:9], "a square") | {keys[9]: " "})
+    with caplog.at_level(logging.WARNING, "penstock"):
+        run_dual_loop(replace(config, caption_cache=some))
+    assert f"caption-cache: 3 of 12 samples have no caption in it, the first sav: {keys[9]}" in caplog.text
+
+
+def test_weights_of_another_vocabulary_of_the_same_size_are_refused(folders: dict[str, str], tmp_path: Path) -> None:
+    sav, keys = {"sav_dir": folders["sav_dir"]}, first_views(folders)
+    configs = [
+        config_of(
+            sav, tmp_path / name, max_steps=1, captions="cached",
+            caption_cache=write_captions(tmp_path / f"{name}.captions", dict.fromkeys(keys, text)),
+        )
+        for name, text in (("first", "red square"), ("second", "blue disc"))
+    ]  # fmt: skip
+    first = run_dual_loop(configs[0])
+    with pytest.raises(RecipeMismatch, match=r"words: expected '2 words .*', got '2 words"):
+        run_dual_loop(replace(configs[1], pretrained_pth=Path(first["checkpoint"])))
+
+
+def test_a_run_of_other_devices_says_that_its_batch_is_another(folders: dict[str, str], tmp_path: Path) -> None:
+    config = config_of({"sav_dir": folders["sav_dir"]}, tmp_path / "out", max_steps=2)
+    run_dual_loop(config)
+    with pytest.raises(RecipeMismatch, match=r"given\.global_batch: expected 2, got 4"):
+        run_dual_loop(replace(config, gradient_accumulation_steps=2))
+
+
+def test_a_report_that_a_kill_kept_from_being_written_is_written_by_the_next_run(
+    folders: dict[str, str], tmp_path: Path
+) -> None:
+    config = config_of({"sav_dir": folders["sav_dir"]}, tmp_path / "out", max_steps=1)
+    run_dual_loop(config)
+    (tmp_path / "out/report.json").unlink()
+    assert run_dual_loop(config)["first_step"] == 1
+    found = json.loads((tmp_path / "out/report.json").read_text())
+    assert (found["first_step"], found["step"], found["empty_captions"]) == (1, 1, None)
+
+
+def test_too_many_empty_captions_of_a_short_run_are_said(
+    folders: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    config = config_of(folders, max_empty=0.4)
+    loop = DualLoop(DualLoopSettings(max_empty=0.4))
+    assert _empty_captions(config, Ranks(), loop) is None
+    loop.heard, loop.empty = 10, 4
+    with caplog.at_level(logging.WARNING, "penstock"):
+        assert _empty_captions(config, Ranks(), loop) == 0.4
+        assert not caplog.text
+        loop.empty = 5
+        assert _empty_captions(config, Ranks(), loop) == 0.5
+    assert "50% of the captions were empty, more than max_empty=40%" in caplog.text
 
 
 def test_the_built_in_model_has_the_words_of_the_mixture_and_the_same_weights_for_a_seed() -> None:
@@ -378,6 +492,13 @@ def test_a_bad_sample_is_replaced_and_counted(tmp_path: Path) -> None:
     assert found["sources"]["sav"]["substituted"] >= 1
     assert found["sources"]["sav"]["failed"]["BadData"] >= 1
     assert "masklet_data_00002" in (tmp_path / "out/quarantine/rank0.jsonl").read_text()
+
+
+def test_no_bad_sample_is_borne_where_none_may_be(tmp_path: Path) -> None:
+    root = write_pairs(tmp_path / "npz", 8)
+    (root / "masklet_data_00002.npz").write_bytes(b"torn")
+    with pytest.raises(BudgetExceeded, match="sav: 1 samples needed a substitute"):
+        run_dual_loop(config_of({"sav_dir": str(root)}, tmp_path / "out", max_bad=0.0))
 
 
 def test_a_new_run_begins_with_given_weights(folders: dict[str, str], tmp_path: Path) -> None:

@@ -28,6 +28,17 @@ def test_a_line_is_over_all_ranks() -> None:
     assert "data_wait 40.0%" in words_of(line)
 
 
+def test_the_worst_samples_are_those_of_all_steps_since_the_last_line() -> None:
+    one, other = Interval(), Interval()
+    for number, loss in enumerate((9.0, 8.0, 1.0, 1.0, 7.0)):
+        one.worst.append((loss, f"step{number}"))
+        other.worst.append((0.5, "small"))
+    line = line_of(
+        [one.plain() | {"total_s": 1.0, "steps_s": [1.0]}, other.plain() | {"total_s": 1.0, "steps_s": [1.0]}]
+    )
+    assert [entry["key"] for entry in line["worst"]] == ["step0", "step1", "step4"]
+
+
 def test_a_run_that_goes_on_cuts_the_lines_that_it_writes_again(tmp_path: Path) -> None:
     journal = Journal(tmp_path, from_step=0, writers=[])
     for step in (5, 10, 15):

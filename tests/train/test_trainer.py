@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+import logging
 import math
+import random
 import signal
 import threading
 from collections.abc import Callable, Mapping
@@ -25,6 +27,7 @@ from penstock.mix_views import Views
 from penstock.samplers import Epochs
 from penstock.train.checkpoint import latest, load_checkpoint
 from penstock.train.objective import Losses
+from penstock.train.pieces import seed_step
 from penstock.train.settings import TrainSettings
 from penstock.train.trainer import Trainer
 from tests.mix.data import Pictures
@@ -103,6 +106,8 @@ def test_sigterm_saves_and_exits(whole: Path, tmp_path: Path) -> None:
     assert code == 128 + signal.SIGTERM, errors
     step = load_checkpoint(latest(tmp_path) or tmp_path)["step"]
     assert step in (8, 9)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [5, step], "what came since the last line is said"
     assert run(tmp_path, 1, ema_decay=0.9)[0] == 0
     assert_close(weights(tmp_path), weights(whole))
 
@@ -120,6 +125,14 @@ def test_a_nan_names_its_samples_and_leaves_the_weights(tmp_path: Path) -> None:
     assert all(torch.isfinite(value).all() for value in one.model.parameters())
     position = Epochs(job.ROWS, seed=3).rows(0, job.ROWS).tolist().index(5)
     assert one.step == position // 16
+
+
+def test_a_nan_of_many_samples_says_how_many(tmp_path: Path) -> None:
+    source = job.Numbers()
+    source.x[:] = np.nan
+    loader = Loader(source, batch_size=32, sampler=Epochs(job.ROWS, seed=3), output="torch", threads=1)
+    with pytest.raises(NotFinite, match=r"(row\d+, ){19}row\d+ and 12 more"):
+        Trainer(job.model(), job.Fit(), loader, TrainSettings(steps=1), folder=tmp_path).run()
 
 
 def test_a_run_ends_its_loader_and_closes_its_writers_however_it_ends(
@@ -266,12 +279,71 @@ def test_the_average_is_its_formula_and_is_evaluated(tmp_path: Path) -> None:
 
 
 def test_lines_say_what_they_should(tmp_path: Path) -> None:
-    trainer(tmp_path, steps=10, log_every=5).run()
+    trainer(tmp_path, steps=10, log_every=1).run()
     first = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[0])
     named = {"step", "fit", "size", "loss", "has", "gradient_norm", "learning_rate", "samples_per_s", "data_wait", "copy",
              "step_p50_ms", "step_p99_ms", "worst"}  # fmt: skip
     assert named <= first.keys()
     assert np.isclose(first["loss"], first["fit"] + 0.01 * first["size"])
+
+
+class Rare:
+    """One sample of the epoch has the first loss; of the second the forward pass alone tells that one sample has it."""
+
+    weights: ClassVar[Mapping[str, float]] = {"rare": 1.0, "told": 1.0}
+
+    def __init__(self) -> None:
+        self.first = torch.from_numpy(job.Numbers().x[0])
+
+    def counts(self, batch: Mapping[str, Any]) -> dict[str, float]:
+        return {"rare": float((batch["x"] == self.first).all(dim=1).sum()), "told": float(len(batch["x"]))}
+
+    def __call__(self, model: torch.nn.Module, batch: Mapping[str, Any]) -> Losses:
+        one = (batch["x"] == self.first).all(dim=1)
+        each = 2.0 * one + 0.0 * model(batch["x"]).sum(dim=1)
+        return Losses(sums={"rare": each.sum(), "told": each.sum()}, having={"told": float(one.sum())})
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_a_loss_is_logged_over_the_samples_that_have_it_and_not_where_none_has(
+    accumulation: int, tmp_path: Path
+) -> None:
+    one = trainer(tmp_path, steps=6, log_every=3, accumulation=accumulation)
+    one.objective = one._whole._objective = Rare()  # type: ignore[assignment,union-attr]
+    one.run()
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    there = Epochs(job.ROWS, seed=3).rows(0, job.ROWS).tolist().index(0) // 48
+    assert [line.get("rare") for line in lines] == [2.0 if number == there else None for number in (0, 1)]
+    assert [line.get("told") for line in lines] == [2.0 if number == there else None for number in (0, 1)]
+    assert lines[there]["loss"] == pytest.approx((2.0 + 2.0 / 16) / 3)
+    assert lines[1 - there]["loss"] == 0
+
+
+def test_a_dry_run_names_the_samples_of_a_nan(tmp_path: Path) -> None:
+    first = int(Epochs(job.ROWS, seed=3).rows(0, 1)[0])
+    with pytest.raises(NotFinite, match=f"row{first}"):
+        trainer(tmp_path, poisoned=first).dry_run()
+
+
+def test_an_average_that_is_still_the_first_weights_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "penstock"):
+        trainer(tmp_path / "slow", steps=100, ema_decay=0.999)
+    assert "after 100 steps the first weights still make up 90% of the average" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, "penstock"):
+        trainer(tmp_path / "quick", steps=100, ema_decay=0.9)
+        trainer(tmp_path / "none", steps=1)
+    assert not caplog.text
+
+
+def test_a_step_seeds_the_generators_of_torch_numpy_and_python() -> None:
+    def drawn(*values: int) -> tuple[float, float, float]:
+        seed_step(*values)
+        return float(torch.rand(())), float(np.random.random()), random.random()
+
+    first, other = drawn(1, 2, 3), drawn(1, 3, 3)
+    assert drawn(1, 2, 3) == first
+    assert all(left != right for left, right in zip(first, other, strict=True))
 
 
 def test_the_rate_rises_then_falls_as_a_cosine() -> None:
