@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
@@ -22,13 +22,10 @@ from penstock import (
     cli_train,
     cli_train_distill,
 )
-from penstock.cli_common import FAULT, MISUSE, OK, Flag, Json, dashed
+from penstock.cli_common import EVERY_FLAG, FAULT, MISUSE, OK, Flag, Json, dashed
 from penstock.cli_job import run_job
 from penstock.errors import BadData, PenstockError, RowError, UsageError
 from penstock.report import dump_json
-
-if TYPE_CHECKING:
-    pass
 
 _STDIN = "<standard input>"
 
@@ -37,6 +34,7 @@ app = App(
     version=__version__,
     help="Training-data engine for segmentation, tracking and distillation. In every flag `_` and `-` are the same.",
     result_action="return_value",
+    default_parameter=EVERY_FLAG,
 )
 convert = App(name="convert", help="Turn somebody else's files into a store.")
 app.command(convert)

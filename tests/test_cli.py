@@ -132,6 +132,7 @@ class TestMisuse:
             ["--image-codec", "webp"],
             ["--workers", "-2"],
             ["--workers", "many"],
+            ["--workers", "1.5"],
             ["--max-samples", "0"],
             ["--max-samples", "-1"],
             ["--max-failures", "some"],

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from cyclopts import App, CycloptsError
 
-from penstock.cli_common import FAULT, MISUSE, OK, dashed
+from penstock.cli_common import EVERY_FLAG, FAULT, MISUSE, OK, dashed
 from penstock.errors import PenstockError, UsageError
 
 
@@ -15,6 +15,7 @@ def run_script(app: App, argv: Sequence[str]) -> int:
     Returns:
         What its command returns; 0 if that is no number; 1 for an error of penstock; 2 for misuse.
     """
+    app.default_parameter = EVERY_FLAG
     try:
         code = app([dashed(word) for word in argv], exit_on_error=False, print_error=True)
     except CycloptsError:

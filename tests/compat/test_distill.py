@@ -22,7 +22,7 @@ from penstock.testing import Truth, make_sample, write_tar
 torch = pytest.importorskip("torch", reason="BinaryDistillDataset needs torch")
 
 from penstock.compat import BinaryDistillDataset, collate_distill  # noqa: E402  # only where torch is
-from penstock.compat.distill_script import ScriptFlags  # noqa: E402
+from penstock.compat.distill_script import ScriptFlags, main  # noqa: E402
 from penstock.train.distill_config import DistillConfig  # noqa: E402
 
 SIZE_HW = (512, 1024)
@@ -378,3 +378,8 @@ def test_the_script_takes_what_has_no_effect_and_says_so(caplog: pytest.LogCaptu
     assert len(caplog.records) == 3
     with pytest.raises(UsageError, match=r"fgd_alpha_fg: .*no effect with loss_type='mse'"):
         DistillConfig(fgd_alpha_fg=0.01)
+
+
+def test_the_script_takes_no_fraction_for_a_whole_number(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--batch_size", "1.5"]) == 2
+    assert "--batch-size: expected a whole number, got 1.5" in capsys.readouterr().err
