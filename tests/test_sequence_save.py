@@ -205,7 +205,7 @@ def test_eight_workers_and_fifty_kills_give_the_bytes_of_one_worker(
     settings = config(lasot, tmp_path / "killed", num_sequences=count)
     kills = 0
     while kills < 50:
-        save = replace(settings.save, workers=0 if kills % 5 else 2)  # those of a driver with workers take a second each
+        save = replace(settings.save, workers=0 if kills % 5 else 2)  # workers take a second to start
         kills += _kill_when_busy(replace(settings, save=save), rng.uniform(0, 0.1))
         for path in list((tmp_path / "killed").glob("seq*"))[:60]:  # so that there is always something to do
             path.rename(tmp_path / f"gone-{kills}-{path.name}")
