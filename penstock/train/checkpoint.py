@@ -125,6 +125,12 @@ def latest(folder: Path) -> Path | None:
     return max(found, key=lambda path: path.name, default=None)
 
 
+def latest_step(folder: Path) -> int:
+    """The steps of the checkpoint of the most; 0 where there is none."""
+    path = latest(folder)
+    return 0 if path is None else int(path.stem.rpartition("_")[2])
+
+
 def remove_old(folder: Path, keep: int) -> None:
     """Keeps the `keep` checkpoints of the most steps, and the best; removes what killed runs left half written."""
     for pattern in ("step_*.tmp", "best.*.tmp"):

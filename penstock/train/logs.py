@@ -1,6 +1,7 @@
 """What a training run says: a line per interval, the same as JSON lines, and to TensorBoard or W&B where they are wanted."""
 
 import logging
+import secrets
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ import numpy as np
 import orjson
 
 from penstock.errors import MissingExtra
+from penstock.store.output import replace_file
 
 LOG = "log.jsonl"
 _WORST = 3
@@ -168,16 +170,20 @@ def words_of(values: Mapping[str, Any]) -> str:
 class TensorBoard:
     """Numbers and pictures into TensorBoard's event files.
 
+    Args:
+        folder: of the run.
+        from_step: where it begins or goes on; what a killed run wrote of later steps is shown no more.
+
     Raises:
         MissingExtra: the package tensorboard is not installed.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, from_step: int = 0) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise MissingExtra("tensorboard", "train", "TensorBoard") from error
-        self._writer = SummaryWriter(str(folder / "tensorboard"))
+        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=from_step + 1)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """One scalar for each name."""
@@ -194,9 +200,14 @@ class TensorBoard:
 
 
 class WandB:
-    """Numbers to Weights & Biases.
+    """Numbers to Weights & Biases: one run there for one folder, however often it goes on.
+
+    Args:
+        folder: of the run; `wandb_id.txt` in it says which run there.
+        project: there.
 
     Raises:
+        OutputRefused, OutputFull: the folder cannot be written.
         MissingExtra: the package wandb is not installed.
     """
 
@@ -205,7 +216,10 @@ class WandB:
             import wandb
         except ImportError as error:
             raise MissingExtra("wandb", "wandb", "logging to Weights & Biases") from error
-        self._run = wandb.init(project=project, dir=str(folder), resume="allow")
+        path = folder / "wandb_id.txt"
+        if not path.exists():
+            replace_file(path, secrets.token_hex(8).encode())
+        self._run = wandb.init(project=project, dir=str(folder), id=path.read_text(encoding="ascii"), resume="allow")
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """All numbers of the step."""

@@ -9,7 +9,7 @@ from torch import nn
 from penstock.errors import OutputRefused, RecipeMismatch
 from penstock.models.weights_file import differences
 from penstock.store.output import refused_if_unwritable
-from penstock.train.checkpoint import load_checkpoint
+from penstock.train.checkpoint import latest_step, load_checkpoint
 from penstock.train.distributed import Ranks
 from penstock.train.logs import TensorBoard, WandB, Writer
 
@@ -31,7 +31,7 @@ def writers_of(folder: Path, ranks: Ranks, *, tensorboard: bool, wandb: str | No
         return []
     with refused_if_unwritable(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    found: list[Writer] = [TensorBoard(folder)] if tensorboard else []
+    found: list[Writer] = [TensorBoard(folder, from_step=latest_step(folder))] if tensorboard else []
     return found if wandb is None else [*found, WandB(folder, wandb)]
 
 

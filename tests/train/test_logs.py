@@ -1,5 +1,6 @@
 """What a run says: rates over ranks, lines cut at a resume, TensorBoard's files."""
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,34 @@ def test_tensorboard_reads_what_was_written(tmp_path: Path) -> None:
     found.Reload()
     assert found.Tags()["scalars"] == ["loss"]
     assert [(one.step, one.value) for one in found.Scalars("loss")] == [(3, 0.25)]
+
+
+def test_tensorboard_shows_the_steps_after_a_kill_once(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    for from_step, value in ((0, 1.0), (10, 0.5)):
+        writer = TensorBoard(tmp_path, from_step=from_step)
+        for step in range(from_step + 5, 21, 5):
+            writer.write(step, {"loss": value})
+        writer.close()
+        time.sleep(1.1)  # its files have the second in their names
+    found = events.EventAccumulator(str(tmp_path / "tensorboard"))
+    found.Reload()
+    assert [(one.step, one.value) for one in found.Scalars("loss")] == [(5, 1.0), (10, 1.0), (15, 0.5), (20, 0.5)]
+
+
+def test_a_run_that_goes_on_is_one_run_of_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    for step in (1, 2):
+        writer = WandB(tmp_path, "project")
+        writer.write(step, {"loss": 1.0})
+        writer.close()
+    name = (tmp_path / "wandb_id.txt").read_text()
+    runs = [path.name for path in (tmp_path / "wandb").glob("offline-run-*")]
+    assert runs
+    assert {run.rpartition("-")[2] for run in runs} == {name}
 
 
 def test_a_missing_logger_names_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
