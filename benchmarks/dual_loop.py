@@ -1,6 +1,6 @@
 """Does training on both frames find the object in the other frame? The small cycle model on moving handwriting, both ways.
 
-    python benchmarks/dual_loop.py [--steps 1500] [--seeds 0 1] [--picture docs/pictures/dual_loop.svg]
+    python benchmarks/dual_loop.py [--steps 2500] [--seeds 0 1] [--picture docs/pictures/dual_loop.svg]
     python benchmarks/dual_loop.py --steps 3000 --data ../shared/data [--picture docs/pictures/dual_loop_photos.svg]
 
 "paired" learns the mask on the second frame; "same picture" learns it on the first again, the original's fault. The captioner
@@ -97,7 +97,7 @@ def train(demo: Demo, steps: int, seed: int, *, same_picture: bool) -> dict[str,
 def main() -> None:
     """Prints the table, writes the picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=2500)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--data", type=Path)
     parser.add_argument("--without", nargs="*", default=[], help="photos left out")
