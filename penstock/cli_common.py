@@ -1,6 +1,5 @@
 """What the modules of the command line share: exit codes and the flags of every command."""
 
-import re
 from collections.abc import Sequence
 from typing import Annotated, Any, get_args
 
@@ -23,9 +22,16 @@ def _converted(hint: Any, tokens: Sequence[Token]) -> Any:
     """As cyclopts converts a flag's words, which takes 1.5 for 2 where a whole number is wanted."""
     if hint is int or (int in get_args(hint) and float not in get_args(hint)):
         for token in tokens:
-            if re.fullmatch(r"[+-]?\d*\.\d*[1-9]\d*", token.value):
+            if _is_fraction(token.value):
                 raise ValueError(f"expected a whole number, got {token.value}")
     return convert(hint, tokens)
+
+
+def _is_fraction(text: str) -> bool:
+    try:
+        return not float(text).is_integer()
+    except ValueError:  # no number at all, or 0x10: cyclopts says it
+        return False
 
 
 EVERY_FLAG = Parameter(converter=_converted)

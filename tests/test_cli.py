@@ -133,6 +133,7 @@ class TestMisuse:
             ["--workers", "-2"],
             ["--workers", "many"],
             ["--workers", "1.5"],
+            ["--workers", "1.5e0"],
             ["--max-samples", "0"],
             ["--max-samples", "-1"],
             ["--max-failures", "some"],

@@ -1,7 +1,7 @@
 """Loaders over sources with random access: grain, torchdata's nodes, torchdata's StatefulDataLoader."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,24 +63,20 @@ def _grain(setup: Setup) -> Any:
     return whole[setup.rank :: setup.world].map(decode)
 
 
-class _GrainRun(Run):
+class _GrainRun(LoaderRun):
     def __init__(self, setup: Setup) -> None:
         import grain
 
         table = _grain(setup).batch(setup.batch, drop_remainder=True).to_iter_dataset()
         if setup.workers:
             table = table.mp_prefetch(grain.multiprocessing.MultiprocessingOptions(num_workers=setup.workers))
-        self.feed = iter(table)
-
-    def batches(self) -> Iterator[list[int]]:
-        for batch in self.feed:
-            yield [int(number) for number in batch]
+        super().__init__(iter(table))
 
     def state(self) -> Any:
-        return self.feed.get_state()
+        return self.loader.get_state()
 
     def load(self, state: Any) -> None:
-        self.feed.set_state(state)
+        self.loader.set_state(state)
 
 
 class Nodes(Indexed):

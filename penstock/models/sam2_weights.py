@@ -1,7 +1,7 @@
 """SAM2's weights: found, read safely, renamed from Meta's names to those of transformers, and checked to the last one."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,14 +12,13 @@ from penstock.errors import MissingExtra, SourceNotFound, UsageError
 from penstock.models.hub import find_folder, local_path, read_json
 from penstock.models.opened import hash_state
 from penstock.models.sam2_config import ARCHITECTURES, make_config, parse_model_cfg, require_transformers
-from penstock.models.weights_file import read_weights
+from penstock.models.weights_file import counted, read_weights
 
 if TYPE_CHECKING:
     import torch
 
 NEEDS = (("config.json",), ("model.safetensors", "pytorch_model.bin"))
 """What a folder of transformers holds."""
-_LISTED = 3
 
 _RENAMED = [
     (re.compile(pattern), meta)
@@ -186,7 +185,7 @@ def _named(
     used = {source for names in sources.values() for source in names}
     missing = sorted(used - state.keys())
     surplus = sorted(name for name in state.keys() - used if not name.startswith(VIDEO_PART))
-    _refuse(where, state, (("missing", missing), ("not expected", surplus)))
+    _refuse(where, state, {"missing": missing, "not expected": surplus})
     found = {}
     for name, names in sources.items():
         parts = [state[each] for each in names]
@@ -198,7 +197,7 @@ def _named(
         for name, shape in shapes.items()
         if tuple(found[name].shape) != shape
     ]
-    _refuse(where, state, (("of another shape", other),))
+    _refuse(where, state, {"of another shape": other})
     return found
 
 
@@ -210,14 +209,9 @@ def _present(name: str, state: "Mapping[str, torch.Tensor]") -> str:
     return other if other in state else name
 
 
-def _refuse(where: str, state: "Mapping[str, torch.Tensor]", wrong: Iterable[tuple[str, list[str]]]) -> None:
-    parts = [
-        f"{len(names)} {what} ({', '.join(names[:_LISTED])}{', ...' if len(names) > _LISTED else ''})"
-        for what, names in wrong
-        if names
-    ]
-    if parts:
-        raise UsageError(f"{where}: weights of another architecture: {'; '.join(parts)}.{_advice(state)}")
+def _refuse(where: str, state: "Mapping[str, torch.Tensor]", wrong: Mapping[str, Sequence[str]]) -> None:
+    if said := counted(wrong):
+        raise UsageError(f"{where}: weights of another architecture: {said}.{_advice(state)}")
 
 
 def _advice(state: "Mapping[str, torch.Tensor]") -> str:

@@ -60,6 +60,11 @@ def differences(wanted: "Mapping[str, torch.Tensor]", found: "Mapping[str, torch
             if name in found and found[name].shape != value.shape
         ],
     }
+    return counted(wrong)
+
+
+def counted(wrong: Mapping[str, Sequence[str]]) -> str:
+    """What is wrong with names of weights, "missing" or "not expected": how many, and the first; what none has is left out."""
     return "; ".join(f"{len(names)} {what} ({listed(names)})" for what, names in wrong.items() if names)
 
 

@@ -87,8 +87,8 @@ def test_pseudo_captions_carry_no_gradient_and_soft_ones_do() -> None:
     assert [net._text(row) for row in numbers.tolist()] == net.captions(as_pictures(batch["image1"]), batch["mask1"])
 
 
-def test_captions_of_humans_are_used_and_cached_ones_found_by_key() -> None:
-    batch, net = batch_of(), model()
+def listened(net: CycleModel) -> list[Any]:
+    """What the segmenter hears from now on."""
     heard: list[Any] = []
     segment = net.segment
 
@@ -97,6 +97,12 @@ def test_captions_of_humans_are_used_and_cached_ones_found_by_key() -> None:
         return segment(images, captions, masks)
 
     net.segment = listen  # type: ignore[method-assign]
+    return heard
+
+
+def test_captions_of_humans_are_used_and_cached_ones_found_by_key() -> None:
+    batch, net = batch_of(), model()
+    heard = listened(net)
     loss_of(net, batch, captions="truth")
     assert heard[-1] == batch["caption"]
     DualLoop(DualLoopSettings(captions="cached"), cache=lambda key: "red one")(net, batch)
@@ -152,14 +158,7 @@ def test_points_of_a_step_without_seeds_are_drawn_anew_by_torchs_generator() -> 
 def test_captions_of_a_cache_are_what_is_evaluated_where_it_is_given() -> None:
     batch, net = batch_of(), model().eval()
     sentences = dict(zip(batch["key1"], batch["caption"], strict=True))
-    heard: list[Any] = []
-    segment = net.segment
-
-    def listen(images: torch.Tensor, captions: Any, masks: Any = None) -> Any:
-        heard.append(captions)
-        return segment(images, captions, masks)
-
-    net.segment = listen  # type: ignore[method-assign]
+    heard = listened(net)
     scores = evaluate_dual_loop(net, [batch], cache=sentences.__getitem__)
     assert heard[:2] == [batch["caption"]] * 2
     assert scores["cross"].samples == 8

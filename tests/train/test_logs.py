@@ -67,11 +67,11 @@ def test_tensorboard_shows_the_steps_after_a_kill_once(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     for from_step, value in ((0, 1.0), (10, 0.5)):
+        time.sleep(1.1 if from_step else 0)  # its files have the second in their names
         writer = TensorBoard(tmp_path, from_step=from_step)
         for step in range(from_step + 5, 21, 5):
             writer.write(step, {"loss": value})
         writer.close()
-        time.sleep(1.1)  # its files have the second in their names
     found = events.EventAccumulator(str(tmp_path / "tensorboard"))
     found.Reload()
     assert [(one.step, one.value) for one in found.Scalars("loss")] == [(5, 1.0), (10, 1.0), (15, 0.5), (20, 0.5)]
