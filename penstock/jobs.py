@@ -218,14 +218,17 @@ class Job:
             yield block
 
     def _admit(self, candidate: Candidate, admission: Admission, place: int) -> Order | None:
-        if admission.verdict in ("done", "failed"):
-            self.report.skipped += 1
-            self.report.done += admission.verdict == "done"
-            self.report.failed += admission.verdict == "failed"
+        self._skip(admission)
         if admission.verdict in ("done", "failed", "held"):
             return self._companion(candidate, place)
         place = -1 if admission.ticket is None else place
         return Order(candidate=candidate, ticket=admission.ticket, admission=admission, place=place)
+
+    def _skip(self, admission: Admission) -> None:
+        if admission.verdict in ("done", "failed"):
+            self.report.skipped += 1
+            self.report.done += admission.verdict == "done"
+            self.report.failed += admission.verdict == "failed"
 
     def _companion(self, candidate: Candidate, place: int) -> Order | None:
         if self.stage.batch_size == 1 or candidate.failure or place < 0:
@@ -241,8 +244,7 @@ class Job:
             return
         entered = self.sink.enter(order.ticket)
         if entered.ticket is None:
-            self.report.skipped += entered.verdict == "done"
-            self.report.done += entered.verdict == "done"
+            self._skip(entered)
             yield from filter(None, [self._companion(order.candidate, order.place)])
             return
         order = replace(order, ticket=entered.ticket)

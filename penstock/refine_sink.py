@@ -21,8 +21,8 @@ from penstock.store import Store, StoreSink
 from penstock.store.commit import Admission, Commit
 from penstock.store.disk import Disk
 from penstock.store.layout import Layout
-from penstock.store.manifest import NAME, Manifest
-from penstock.store.store import open_part
+from penstock.store.manifest import NAME
+from penstock.store.store import open_parts
 from penstock.store.write import Encoded, RowWriter, Ticket, Written
 
 PART_ROWS = 1024
@@ -218,7 +218,4 @@ def open_rows(path: Path) -> Store:
     none yet."""
     if not (path / NAME).exists():
         return Store(path, Schema([]), [], {})
-    manifest = Manifest.load(path)
-    layout = Layout.of(manifest.schema)
-    newest = [replace(one, name=one.draft, draft="", sealed=False) if one.draft else one for one in manifest.parts]
-    return Store(path, manifest.schema, [open_part(path, one, layout) for one in newest], manifest.attributes)
+    return open_parts(path, newest=True)

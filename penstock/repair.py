@@ -277,8 +277,6 @@ class _StoreRepair:
             yield
         finally:
             claim.release()
-            if not claim.shared:
-                claim.path.unlink(missing_ok=True)
 
     def _part(self, entry: PartEntry, visited: int, total: int) -> None:
         folder = entry.draft or entry.name

@@ -192,9 +192,7 @@ class PairSink(StoreSink):
             found = ", ".join(stage.schema)
             raise UsageError(f"write {config.write}: expected image-codec jpeg, and mask where bbox is, got {found}")
         side = rows_folder(config.output)
-        is_begun = (side / NAME).exists()
-        if not is_begun and not (config.output.is_dir() and {one.name for one in config.output.iterdir()} <= {SIDE}):
-            refuse_foreign(config.output)
+        refuse_foreign(config.output, begun=side / NAME, ours=(SIDE,))
         self.files = PairFiles(
             output=config.output, in_tars=config.write == "tar", records=stage.schema, model_type=stage.teacher.name,
             strategy=stage.strategy,
@@ -209,7 +207,7 @@ class PairSink(StoreSink):
             part_rows=config.part_rows or SHARD_ROWS,
             disk=disk,
         )
-        for entry in self.manifest.parts:
+        for entry in self.known.manifest.parts:
             if entry.sealed and not entry.draft:
                 self._remove_pending(entry.name)  # a run was killed before it did
         self._reopen_rows()
@@ -236,12 +234,15 @@ class PairSink(StoreSink):
     def _checked(self, candidate: Candidate, admission: Admission) -> Admission:
         if admission.verdict not in ("done", "compare") or self._has_files(candidate.key):
             return admission
+        self.known.reload()  # another driver may have made the TAR, and removed the pair, meanwhile
+        if self._has_files(candidate.key):
+            return admission
         ticket: Ticket | None = self.recompute(candidate)
         return Admission(verdict="compute", ticket=ticket) if ticket else Admission(verdict="held")
 
     def _has_files(self, key: str) -> bool:
-        name, row = self._find([key])[key]
-        entry = self._entry(name)
+        name, row = self.known.find([key])[key]
+        entry = self.known.entry(name)
         if self.files.in_tars and entry.sealed:  # of a draft too: it has the rows that are computed again, no others
             return self.files.shard(name).exists()
         found = self.files.paths(self.path / name, row, key)

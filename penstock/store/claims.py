@@ -3,7 +3,7 @@
 A local claim is a flock: the kernel drops it when its holder dies, however it dies. File systems that several hosts
 mount do not promise that, so there the claim is a file made with O_EXCL whose time is renewed every few seconds; one
 that has not been renewed for a minute is taken over under the next fencing number, and its old holder finds out before
-its next commit.
+its next commit. Either file is removed as its claim is given back.
 """
 
 import fcntl
@@ -20,6 +20,8 @@ from penstock.errors import PartClaimed
 NAME = "_claim"
 HEARTBEAT_S = 5.0
 STALE_S = 60.0
+_GONE_S = 1.0
+"""How long a claim is tried again whose file is given back each time that it is opened."""
 
 _SHARED = ("nfs", "lustre", "gpfs", "ceph", "beegfs", "cifs", "smb", "fuse", "glusterfs", "afs", "9p", "virtiofs")
 
@@ -41,10 +43,17 @@ class Claim:
         Raises:
             PartClaimed: somebody else holds it, still so after `wait_s` seconds; the message says who.
         """
-        if not self.path.parent.is_dir():
-            raise PartClaimed(f"{self.path.parent} is gone: another driver replaced it; run again")
         give_up = time.monotonic() + wait_s
-        while not (self._take_file() if self.shared else self._take_lock()):
+        while True:
+            if not self.path.parent.is_dir():
+                raise PartClaimed(f"{self.path.parent} is gone: another driver replaced it; run again")
+            try:
+                if self._take_file() if self.shared else self._take_lock():
+                    return
+            except FileNotFoundError:  # the claim, or its folder, went while it was looked at
+                if time.monotonic() < give_up + _GONE_S:
+                    continue
+                raise
             if time.monotonic() >= give_up:
                 raise PartClaimed(
                     f"{self.path.parent} is being written by {_holder(self.path)}; wait for it, or stop it"
@@ -57,7 +66,7 @@ class Claim:
         Raises:
             PartClaimed: another host took it over because our heartbeat stood still.
         """
-        if self.shared and (not self.path.exists() or self.path.read_bytes() != self._token):
+        if self.shared and _content(self.path) != self._token:
             raise PartClaimed(
                 f"{self.path.parent}: this driver was fenced off by {_holder(self.path)}: its heartbeat had stopped"
             )
@@ -68,10 +77,11 @@ class Claim:
             self._stop.set()
             self._beat.join()
             self._beat = None
-            if self.path.exists() and self.path.read_bytes() == self._token:
-                self.path.unlink()
+            if _content(self.path) == self._token:
+                self.path.unlink(missing_ok=True)
         if self._descriptor is not None:
-            os.ftruncate(self._descriptor, 0)
+            if _is_at(self._descriptor, self.path):
+                self.path.unlink(missing_ok=True)  # first: who has it open sees that it is gone, and makes another
             os.close(self._descriptor)
             self._descriptor = None
 
@@ -82,6 +92,9 @@ class Claim:
         except BlockingIOError:
             os.close(descriptor)
             return False
+        if not _is_at(descriptor, self.path):  # its holder gave it back, and removed it, as we opened it
+            os.close(descriptor)
+            raise FileNotFoundError(self.path)
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, _token(0), 0)
         self._descriptor = descriptor
@@ -89,8 +102,8 @@ class Claim:
 
     def _take_file(self) -> bool:
         fence = 1
-        if self.path.exists():
-            seen = self.path.read_bytes()
+        seen = _content(self.path)
+        if seen is not None:
             if _age_s(self.path) < STALE_S:
                 return False
             fence = _read(seen).get("fence", 0) + 1
@@ -145,16 +158,32 @@ def _token(fence: int) -> bytes:
     return json.dumps(holder).encode()
 
 
-def _read(content: bytes) -> dict[str, int]:
+def _read(content: bytes | None) -> dict[str, int]:
     try:
-        found = json.loads(content)
+        found = json.loads(content or b"")
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
 
 
+def _content(path: Path) -> bytes | None:
+    """None where there is no such file."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether the open file is the one of that name."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
 def _holder(path: Path) -> str:
-    found = _read(path.read_bytes()) if path.exists() else {}
+    found = _read(_content(path))
     return f"process {found['pid']} on {found['host']}" if "pid" in found else "another process"
 
 

@@ -15,7 +15,7 @@ from penstock.store.rows import DONE, FAILED, Ledger
 from penstock.store.write import Ticket, Written
 
 _OURS = ("_plan", "store.json.new")
-"""What a driver that was killed before its first manifest may leave."""
+"""What a driver has, or leaves if it is killed, before its first manifest."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,22 +75,29 @@ def failure_line(commit: Commit) -> dict[str, object]:
     }
 
 
-def refuse_foreign(path: Path) -> None:
+def refuse_foreign(path: Path, *, begun: Path | None = None, ours: Sequence[str] = ()) -> None:
     """Makes sure that a path is free for a new store, of either layout.
+
+    Args:
+        path: the output.
+        begun: a file that says, where it is there, that another driver has begun the same output meanwhile.
+        ours: names of what may be there before that file is.
 
     Raises:
         OutputRefused: it is a file, or a folder that holds something.
     """
     if path.exists() and not path.is_dir():
         raise OutputRefused(f"{path}: is a file; expected an empty or a new folder; nothing was touched")
+    entries = sorted(entry.name for entry in path.iterdir()) if path.exists() else []
+    if begun is not None and begun.exists():
+        return
     for name, what in (
         ("store.json", "a penstock store (--layout store)"),
         ("config.json", "a v1 directory (--layout v1)"),
     ):
         if (path / name).exists():
             raise OutputRefused(f"{path}: is {what}; give another folder, or that layout; nothing was touched")
-    entries = sorted(entry.name for entry in path.iterdir()) if path.exists() else []
-    held = [name for name in entries if name not in _OURS][:3]
+    held = [name for name in entries if name not in (*_OURS, *ours) and not name.startswith("_plan.")][:3]
     if held:
         raise OutputRefused(
             f"{path}: holds {', '.join(held)}; expected a penstock store or an empty folder; nothing was touched"

@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from penstock.errors import OutputFull
@@ -97,13 +97,13 @@ class Disk:
         self.sync_directory(new.parent)
 
     def remove(self, path: Path) -> None:
-        """Removes a file or a whole directory; nothing happens where there is none."""
+        """Removes a file or a whole directory; nothing happens where there is none, or where others remove it as well."""
         for name in [name for name in self._descriptors if name == str(path) or name.startswith(f"{path}/")]:
             self.close(Path(name))
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+        while path.is_dir():
+            with suppress(FileNotFoundError):  # of a file in it, which somebody else removed first
+                shutil.rmtree(path)
+        path.unlink(missing_ok=True)
         self.sync_directory(path.parent)
 
     def sync(self, path: Path) -> None:

@@ -2,13 +2,16 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 from penstock.errors import RecipeMismatch, SchemaError, SourceNotFound, StoreCorrupt, StoreUnsupported
 from penstock.schema import Field, Schema
 from penstock.store.disk import Disk
+
+Read = TypeVar("Read")
 
 NAME = "store.json"
 FORMAT_VERSION = 1
@@ -140,6 +143,21 @@ class Manifest:
         raise RecipeMismatch(
             f"{folder} was made with another recipe; use it, or another output folder:\n  " + "\n  ".join(lines)
         )
+
+
+def read_steadily(path: Path, read: Callable[[Manifest], Read]) -> Read:
+    """Reads what the manifest of a store names: again where a part was sealed, or replaced, by its writer meanwhile.
+
+    Raises:
+        SourceNotFound, StoreUnsupported, StoreCorrupt: as `Manifest.load`, and what `read` raises.
+    """
+    while True:
+        manifest = Manifest.load(path)
+        try:
+            return read(manifest)
+        except (StoreCorrupt, FileNotFoundError):
+            if Manifest.load(path) == manifest:
+                raise
 
 
 def _difference(before: Field | None, now: Field | None) -> str:

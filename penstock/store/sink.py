@@ -2,13 +2,13 @@
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from penstock.errors import PartClaimed, StoreCorrupt, UsageError
+from penstock.errors import PartClaimed, UsageError
 from penstock.schema import Schema
 from penstock.source import Candidate
 from penstock.store.claims import Claim
@@ -22,13 +22,13 @@ from penstock.store.commit import (
     require_room,
 )
 from penstock.store.disk import Disk
-from penstock.store.keys import Keys, encode_keys
+from penstock.store.keys import encode_keys
+from penstock.store.known import Known
 from penstock.store.layout import Layout
 from penstock.store.manifest import NAME, Manifest, PartEntry
 from penstock.store.open_part import OpenPart, allocate, cut_torn_keys, remove_leftovers
-from penstock.store.rows import DONE, FAILED, KEYS, Ledger
+from penstock.store.rows import DONE, FAILED, KEYS
 from penstock.store.seal import copy_for_recompute, seal
-from penstock.store.store import committed_rows
 from penstock.store.write import RowWriter, Ticket
 
 PART_BYTES = 16 << 30
@@ -62,12 +62,11 @@ class StoreSink:
         self.part_rows = part_rows or max(1, min(MAX_PART_ROWS, PART_BYTES // max(1, self.layout.row_bytes)))
         self._parts: dict[str, OpenPart] = {}
         self._held: dict[str, str] = {}
-        self._key_files: dict[str, Keys] = {}
         self._folders: dict[str, Path] = {}
         self._pending: list[Commit] = []
         self._pending_bytes = 0
         self._last_flush = time.monotonic()
-        self.manifest = self._open(identity or {}, attributes or {}, provenance or {})
+        self.known = Known(path, self._open(identity or {}, attributes or {}, provenance or {}), self._parts)
 
     def writer(self) -> RowWriter:
         """What a worker writes rows with; pickles."""
@@ -89,12 +88,12 @@ class StoreSink:
         if len(set(keys)) < len(keys):
             twice = next(key for number, key in enumerate(keys) if key in keys[:number])
             raise UsageError(f"{self.path}: key {twice!r} is offered twice; a key names one row")
-        if grow and self.manifest.parts:
+        if grow and self.known.manifest.parts:
             self._settled_growing_part()
-        known = self._find(keys)
+        known = self.known.find(keys)
         fresh = [key for key in keys if key not in known]
         planned = (self._grow(fresh) if grow else self._plan(fresh)) if fresh else {}
-        records = self._records(known)
+        records = self.known.records(known)
         return [
             self._verdict(candidate, *known[candidate.key], records[candidate.key], retry_failed)
             if candidate.key in known
@@ -105,11 +104,11 @@ class StoreSink:
     def enter(self, ticket: Ticket) -> Admission:
         """Takes the claim that a ticket needs, right before its row is computed: "compute", "done" or "held"."""
         part = self._claimed(ticket.folder.name)
-        if part is None:
-            return Admission(verdict="held")
-        if part.states[ticket.row]:
-            return Admission(verdict="done")  # by another driver, since it was admitted
-        return Admission(verdict="compute", ticket=ticket)
+        if part is not None and not part.states[ticket.row]:
+            return Admission(verdict="compute", ticket=ticket)
+        # Held by another driver, or ended by one since it was admitted.
+        state = part.states[ticket.row] if part else self.known.state(ticket.folder.name, ticket.row)
+        return Admission(verdict={DONE: "done", FAILED: "failed"}.get(int(state), "held"))
 
     @property
     def wants_drain(self) -> bool:
@@ -121,25 +120,8 @@ class StoreSink:
 
         A sealed part is copied first; readers of the old version are undisturbed.
         """
-        name, row = self._find([candidate.key])[candidate.key]
-        entry = self._entry(name)
-        if entry.sealed and not entry.draft:
-            claim = Claim(self.path / entry.name, shared=self.shared)
-            try:
-                claim.acquire()
-            except PartClaimed:
-                return None
-            try:
-                self.manifest = Manifest.load(self.path)
-                entry = self._entry(name)  # another driver may have begun the next version meanwhile
-                if not entry.draft:
-                    draft = copy_for_recompute(self.disk, self.path, entry, self.layout)
-                    entry = replace(entry, draft=draft)
-                    self._update(entry)
-            finally:
-                claim.release()
-        folder = entry.draft or entry.name
-        part = self._claimed(folder)
+        name, row = self.known.find([candidate.key])[candidate.key]
+        part = self._rewritable(name)
         if part is None:
             return None
         if part.states[row]:
@@ -171,7 +153,7 @@ class StoreSink:
         """Flushes, seals what can be sealed, releases every claim. `complete`: the input has ended, growing parts too."""
         self.flush()
         if complete:
-            for entry in self.manifest.parts:
+            for entry in self.known.manifest.parts:
                 folder = entry.draft or entry.name
                 if (not entry.sealed or entry.draft) and folder not in self._held:
                     self._seal_if_whole(self._claimed(folder), complete=True)
@@ -199,40 +181,21 @@ class StoreSink:
                 if entry.sealed and not entry.draft:
                     remove_leftovers(self.disk, self.path, entry, self.layout)
             return manifest
-        refuse_foreign(self.path)
+        refuse_foreign(self.path, begun=self.path / NAME)
         self.disk.make_directory(self.path)
         with self._planning():
             if not (self.path / NAME).exists():
                 fresh = Manifest(schema=self.schema, attributes=attributes, identity=identity, provenance=provenance)
                 fresh.save(self.disk, self.path)
-        return Manifest.load(self.path)
-
-    def _find(self, keys: Sequence[str]) -> dict[str, tuple[str, int]]:
-        found: dict[str, tuple[str, int]] = {}
-        for entry in self.manifest.parts:
-            part = self._parts.get(entry.name)
-            wanted = [key for key in keys if key not in found]
-            if part is not None and part.names:
-                here = {key: part.names[key] for key in wanted if key in part.names}
-            else:
-                here = self._keys_of(entry).find(wanted) if wanted else {}
-            found |= {key: (entry.name, row) for key, row in here.items()}
-        return found
-
-    def _keys_of(self, entry: PartEntry) -> Keys:
-        known = self._key_files.get(entry.name)
-        if known is None or known.sealed != entry.sealed:
-            rows = committed_rows(self.path / entry.name, entry, self.layout) if entry.growing else entry.rows
-            known = self._key_files[entry.name] = Keys(self.path / entry.name, rows, sealed=entry.sealed)
-        return known
+        return self._open(identity, attributes, provenance)  # by another driver with another recipe, maybe
 
     def _plan(self, keys: Sequence[str]) -> dict[str, tuple[str, int]]:
         with self._planning():
-            self.manifest = Manifest.load(self.path)
+            self.known.reload()
             self._settled_growing_part()
-            found = self._find(keys)  # another driver may have planned them meanwhile
+            found = self.known.find(keys)  # another driver may have planned them meanwhile
             fresh = [key for key in keys if key not in found]
-            manifest = self.manifest
+            manifest = self.known.manifest
             require_room(self.path, len(fresh) * self.layout.row_bytes)
             for start in range(0, len(fresh), self.part_rows):
                 some = fresh[start : start + self.part_rows]
@@ -241,7 +204,7 @@ class StoreSink:
                 manifest = manifest.with_part(entry)
                 found |= {key: (entry.name, row) for row, key in enumerate(some)}
             manifest.save(self.disk, self.path)
-            self.manifest = manifest
+            self.known.manifest = manifest
         return found
 
     def _grow(self, keys: Sequence[str]) -> dict[str, tuple[str, int]]:
@@ -267,11 +230,11 @@ class StoreSink:
         if part is not None:
             return part
         with self._planning():
-            self.manifest = Manifest.load(self.path)
-            entry = PartEntry(name=f"part-{len(self.manifest.parts):05d}", rows=self.part_rows, growing=True)
+            self.known.reload()
+            entry = PartEntry(name=f"part-{len(self.known.manifest.parts):05d}", rows=self.part_rows, growing=True)
             allocate(self.disk, self.path / entry.name, entry.rows, self.layout, b"")
-            self.manifest = self.manifest.with_part(entry)
-            self.manifest.save(self.disk, self.path)
+            self.known.manifest = self.known.manifest.with_part(entry)
+            self.known.manifest.save(self.disk, self.path)
         part = self._claimed(entry.name)
         if part is None:
             raise PartClaimed(
@@ -285,29 +248,16 @@ class StoreSink:
         Raises:
             PartClaimed: another driver is adding keys to it.
         """
-        for entry in self.manifest.parts:
+        for entry in self.known.manifest.parts:
             if entry.growing and not entry.sealed:
                 part = self._claimed(entry.name)
-                if part is None:
-                    Claim(self.path / entry.name, shared=self.shared).acquire()
-                return part
+                if part is None and entry.name in self._held:
+                    raise PartClaimed(self._held[entry.name])
+                return part or self._settled_growing_part()  # sealed meanwhile; now the manifest says so
         return None
 
-    def _records(self, places: Mapping[str, tuple[str, int]]) -> dict[str, np.ndarray]:
-        """The ledger's records of rows given as key -> (part, row)."""
-        found: dict[str, np.ndarray] = {}
-        for name in dict.fromkeys(name for name, _ in places.values()):
-            rows = {key: row for key, (part, row) in places.items() if part == name}
-            first = min(rows.values())
-            records = self._ledger(name).read(first, max(rows.values()) + 1)
-            found |= {key: records[row - first] for key, row in rows.items()}
-        return found
-
-    def _ledger(self, name: str) -> Ledger:
-        return Ledger(self.path / (self._entry(name).draft or name), len(self.layout.file_names))
-
     def _verdict(self, candidate: Candidate, name: str, row: int, record: np.ndarray, retry_failed: bool) -> Admission:
-        folder = self._entry(name).draft or name
+        folder = self.known.entry(name).draft or name
         state, same = int(record["state"]), int(record["cheap"]) == candidate.cheap
         if state and same and not (state == FAILED and retry_failed):
             return Admission(verdict="done" if state == DONE else "failed")
@@ -331,8 +281,27 @@ class StoreSink:
         )
 
     def _claimed(self, folder: str) -> OpenPart | None:
+        """The part under our claim. None where another driver has it (`held` says who), or has sealed it since the manifest
+        was read: the manifest is that of now then."""
         if folder in self._parts:
             return self._parts[folder]
+        claim = self._claim(folder)
+        if claim is None:
+            return None
+        with ExitStack() as undo:
+            undo.callback(claim.release)
+            self.known.reload()
+            entry = self.known.entry(folder)
+            if folder != entry.draft and (entry.sealed or folder != entry.name):
+                return None
+            part = OpenPart(entry, self.path / folder, self.layout, claim)
+            if entry.growing and not entry.sealed:
+                cut_torn_keys(self.disk, part)
+            undo.pop_all()
+        self._parts[folder] = part
+        return part
+
+    def _claim(self, folder: str) -> Claim | None:
         if folder in self._held:
             return None
         claim = Claim(self.path / folder, shared=self.shared)
@@ -341,24 +310,37 @@ class StoreSink:
         except PartClaimed as error:
             self._held[folder] = str(error)
             return None
-        self.manifest = Manifest.load(self.path)
-        entry = self._entry(folder)
-        part = OpenPart(entry, self.path / folder, self.layout, claim)
-        if entry.growing and not entry.sealed:
-            cut_torn_keys(self.disk, part)
-        self._parts[folder] = part
-        return part
+        return claim
 
-    def _entry(self, folder: str) -> PartEntry:
-        for entry in self.manifest.parts:
-            if folder in (entry.name, entry.draft):
-                return entry
-        raise StoreCorrupt(f"{self.path / NAME}: has no part {folder}; another driver swapped it, run again")
+    def _rewritable(self, name: str) -> OpenPart | None:
+        """The newest version of a part, not sealed, under our claim; None if another driver holds it."""
+        while True:
+            entry = self.known.entry(name)
+            folder = entry.draft or entry.name
+            if entry.sealed and not entry.draft:
+                self._begin_version(entry)
+            elif (part := self._claimed(folder)) is not None:
+                return part
+            if folder in self._held:
+                return None
+
+    def _begin_version(self, sealed: PartEntry) -> None:
+        """Copies a sealed part, unless another driver has begun its next version, or ended it, meanwhile."""
+        claim = self._claim(sealed.name)
+        if claim is None:
+            return
+        try:
+            self.known.reload()
+            if self.known.entry(sealed.name) == sealed:
+                draft = copy_for_recompute(self.disk, self.path, sealed, self.layout)
+                self._update(replace(sealed, draft=draft))
+        finally:
+            claim.release()
 
     def _update(self, entry: PartEntry) -> None:
         with self._planning():
-            self.manifest = Manifest.load(self.path).with_part(entry)
-            self.manifest.save(self.disk, self.path)
+            self.known.manifest = Manifest.load(self.path).with_part(entry)
+            self.known.manifest.save(self.disk, self.path)
 
     @contextmanager
     def _planning(self) -> Iterator[None]:
@@ -393,6 +375,5 @@ class StoreSink:
         self._update(entry)
         self._parts.pop(part.folder.name)
         part.claim.release()
-        part.claim.path.unlink(missing_ok=True)
-        self._key_files.pop(old.name, None)
+        self.known.forget(old.name)
         remove_leftovers(self.disk, self.path, entry, self.layout)

@@ -2,13 +2,14 @@
 
 import itertools
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from penstock.schema import Schema
 from penstock.store.commit import refuse_foreign
 from penstock.store.keys import Keys
 from penstock.store.layout import Layout
-from penstock.store.manifest import NAME, Manifest
+from penstock.store.manifest import NAME, Manifest, read_steadily
 from penstock.store.rows import DONE, KEYS, ROWS, Ledger
 from penstock.store.store import committed_rows
 from penstock.store.v1 import CONFIG, SIDE, V1_LAYOUT, open_v1
@@ -17,7 +18,7 @@ from penstock.store.v1 import CONFIG, SIDE, V1_LAYOUT, open_v1
 def known_rows(path: Path) -> dict[str, tuple[int, int]]:
     """State and cheap input key (0: unknown) of each row by key; nothing where there is no output yet."""
     if (path / NAME).exists():
-        return _of_store(path)
+        return read_steadily(path, partial(_of_store, path))
     side = path / SIDE
     if (side / ROWS).exists():
         records = Ledger(side, len(V1_LAYOUT.file_names))
@@ -40,14 +41,12 @@ def check_output(path: Path, identity: Mapping[str, object], schema: Schema) -> 
         OutputRefused: it holds something else.
         RecipeMismatch: it was made by another recipe; the message names each difference.
     """
+    refuse_foreign(path, begun=path / NAME)
     if (path / NAME).exists():
         Manifest.load(path).check_identity(path, identity, schema)
-    else:
-        refuse_foreign(path)
 
 
-def _of_store(path: Path) -> dict[str, tuple[int, int]]:
-    manifest = Manifest.load(path)
+def _of_store(path: Path, manifest: Manifest) -> dict[str, tuple[int, int]]:
     layout = Layout.of(manifest.schema)
     known: dict[str, tuple[int, int]] = {}
     for entry in manifest.parts:

@@ -4,6 +4,7 @@ import bisect
 import ctypes
 import mmap
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from penstock.schema import Record, Schema
 from penstock.source import check_index
 from penstock.store.keys import Keys
 from penstock.store.layout import Layout
-from penstock.store.manifest import Manifest, PartEntry
+from penstock.store.manifest import Manifest, PartEntry, read_steadily
 from penstock.store.part import Part
 from penstock.store.rows import DONE, FAILED, Ledger
 
@@ -207,17 +208,27 @@ class _StoreKeys(Sequence[str]):
         return part.keys[row]
 
 
-def open_parts(path: Path) -> Store:
+def open_parts(path: Path, *, newest: bool = False) -> Store:
     """Opens a store of penstock's own layout; sizes of all files are checked, no row is read.
+
+    Args:
+        path: its folder.
+        newest: of a part that is being computed anew the next version, as its writer sees it.
 
     Raises:
         SourceNotFound, StoreUnsupported, StoreCorrupt: see `Manifest.load` and `Part.check_sizes`.
     """
-    manifest = Manifest.load(path)
-    layout = Layout.of(manifest.schema)
-    return Store(
-        path, manifest.schema, [open_part(path, entry, layout) for entry in manifest.parts], manifest.attributes
-    )
+
+    def opened(manifest: Manifest) -> Store:
+        layout = Layout.of(manifest.schema)
+        entries = [
+            replace(one, name=one.draft, draft="", sealed=False) if newest and one.draft else one
+            for one in manifest.parts
+        ]
+        parts = [open_part(path, one, layout) for one in entries]
+        return Store(path, manifest.schema, parts, manifest.attributes)
+
+    return read_steadily(path, opened)
 
 
 def open_part(path: Path, entry: PartEntry, layout: Layout) -> Part:
