@@ -1,12 +1,13 @@
 """Where the vectors of `penstock embed` go: the output, or a folder beside it that takes its place once it is whole."""
 
-import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
 from penstock.errors import RecipeMismatch
 from penstock.schema import Schema
+from penstock.store.disk import Disk
 from penstock.store.state import check_output
 
 REPLACED = ".replaced"
@@ -41,17 +42,22 @@ def output_of(
 
 
 def take_place(fresh: Path, place: Path) -> None:
-    """Puts a whole store where the old one is, which is removed. Killed in between, `settle` ends it."""
-    place.rename(fresh / REPLACED)
+    """Puts a whole store where the old one is, which is removed. Killed in between, `settle` ends it. Of several drivers that
+    have made it together each may call this."""
+    with suppress(FileNotFoundError):  # another one has done it
+        place.rename(fresh / REPLACED)
     settle(place)
 
 
 def settle(place: Path) -> None:
     """Ends a change of places that was killed: puts the new store in its place, and removes the old one."""
-    if _settled(place) != place:
-        _settled(place).rename(place)
+    if (found := _settled(place)) != place:
+        with suppress(FileNotFoundError):
+            found.rename(place)
     if (place / REPLACED).is_dir():
-        shutil.rmtree(place / REPLACED)
+        disk = Disk()
+        disk.remove(place / REPLACED)
+        disk.close()
 
 
 def _settled(place: Path) -> Path:

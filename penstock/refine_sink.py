@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from penstock.errors import RowError
+from penstock.errors import RowError, StoreCorrupt
 from penstock.refine_files import Existing, Outputs
 from penstock.schema import Record, Schema
 from penstock.source import Candidate
@@ -175,7 +175,7 @@ class RefineSink(StoreSink):
         """`ROW_FILES` of a done row."""
         try:
             return self._rows.read(self._places[key], ROW_FILES)
-        except (KeyError, RowError):  # another driver has done it since the store was opened
+        except (KeyError, RowError, StoreCorrupt):  # another driver has done or sealed it since the store was opened
             self._reopen_rows()
         return self._rows.read(self._places[key], ROW_FILES)
 

@@ -253,7 +253,7 @@ class PairSink(StoreSink):
     def _recorded(self, key: str) -> Mapping[str, object]:
         try:
             return self._rows.read(self._places[key], list(_ROWS))
-        except (KeyError, RowError):  # done, by us or by another driver, since the store was opened
+        except (KeyError, RowError, StoreCorrupt):  # done or sealed, by us or by another, since the store was opened
             self._reopen_rows()
         return self._rows.read(self._places[key], list(_ROWS))
 

@@ -4,6 +4,7 @@ import os
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ from penstock.teacher_config import TeacherConfig
 from penstock.teacher_sinks import PairSink, member_names, open_teacher_sink, rows_folder
 from penstock.testing import assert_equal_records
 from penstock.work import hash_record
-from tests.store.crash import FullDisk, KillDisk
+from tests.store.crash import FullDisk, KillDisk, forked
 
 SIDE, ROWS, SHARD = 64, 8, 3
 FEATURES = ("P3_S8", "P4_S16")
@@ -236,19 +237,16 @@ def test_killed_anywhere_a_tar_is_whole_or_not_there_and_the_end_is_that_of_a_cl
 @pytest.mark.parametrize("write", ["tar", "npz"])
 def test_several_drivers_at_once_end_with_the_same_bytes(tmp_path: Path, stage: Known, write: str) -> None:
     run(tmp_path / "clean", write, stage)
-    children = []
-    for _ in range(3):
-        children.append(os.fork())
-        if not children[-1]:
-            code = 1
-            try:
-                run(tmp_path / "out", write, stage)
-                code = 0
-            finally:
-                os._exit(code)
-    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0]
-    run(tmp_path / "out", write, stage)
-    assert files_of(tmp_path / "out") == files_of(tmp_path / "clean")
+    for attempt in range(8):
+        output = tmp_path / f"out_{attempt}"
+        children = {}
+        for number in range(3):
+            told = tmp_path / f"told_{attempt}_{number}"
+            children[forked(partial(run, output, write, stage), told)] = told
+        for child, told in children.items():
+            assert os.waitpid(child, 0)[1] == 0, told.read_text()
+        run(output, write, stage)
+        assert files_of(output) == files_of(tmp_path / "clean")
 
 
 @pytest.mark.parametrize("write", ["tar", "npz"])

@@ -95,7 +95,7 @@ def refuse_foreign(path: Path, *, begun: Path | None = None, ours: Sequence[str]
         ("store.json", "a penstock store (--layout store)"),
         ("config.json", "a v1 directory (--layout v1)"),
     ):
-        if (path / name).exists():
+        if name in entries:
             raise OutputRefused(f"{path}: is {what}; give another folder, or that layout; nothing was touched")
     held = [name for name in entries if name not in (*_OURS, *ours) and not name.startswith("_plan.")][:3]
     if held:

@@ -10,7 +10,7 @@ import xxhash
 
 from penstock.errors import SchemaError, StoreCorrupt
 from penstock.store.disk import Disk
-from penstock.store.rows import KEYS
+from penstock.store.rows import KEYS, opening
 
 INDEX = "keys.idx"
 _HASH_DTYPE = np.dtype([("hash", "<u8"), ("row", "<u8")])
@@ -85,10 +85,11 @@ class Keys(Sequence[str]):
     def _open(self) -> tuple[mmap.mmap, np.ndarray, np.ndarray]:
         if self._maps is None:
             path = self.folder / KEYS
-            with path.open("rb") as file:
+            with opening(path), path.open("rb") as file:
                 text = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             if self.sealed:
-                index = np.memmap(self.folder / INDEX, np.uint8, "r")
+                with opening(self.folder / INDEX):
+                    index = np.memmap(self.folder / INDEX, np.uint8, "r")
                 split = 8 * (self._rows + 1)
                 offsets, table = index[:split].view("<u8"), index[split:].view(_HASH_DTYPE)
             else:

@@ -68,7 +68,7 @@ class Known:
         while True:
             try:
                 return read()
-            except FileNotFoundError:
+            except StoreCorrupt:
                 before = self.manifest
                 self.reload()
                 if self.manifest == before:

@@ -15,7 +15,7 @@ from penstock.schema import Record, Value
 from penstock.store.direct import read_direct
 from penstock.store.keys import Keys
 from penstock.store.layout import IDX_DTYPE, BlobFile, Layout, RecordFile, Slot, check_sizes
-from penstock.store.rows import DONE, FAILED, KEYS, Ledger
+from penstock.store.rows import DONE, FAILED, KEYS, Ledger, opening
 
 _scratch = threading.local()
 
@@ -198,12 +198,8 @@ class Part:
     def _map(self, name: str) -> mmap.mmap:
         found = self._maps.get(name)
         if found is None:
-            try:
-                with (self.folder / name).open("rb") as file:
-                    found = self._maps.setdefault(name, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-            except FileNotFoundError as error:
-                message = "gone: the part was sealed or replaced since this store was opened; open it again"
-                raise StoreCorrupt(f"{self.folder / name}: {message}") from error
+            with opening(self.folder / name), (self.folder / name).open("rb") as file:
+                found = self._maps.setdefault(name, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         return found
 
     def _array(self, file: RecordFile) -> np.ndarray:
@@ -261,7 +257,8 @@ class Part:
         found = self._descriptors.get((name, direct))
         if found is None:
             flags = os.O_RDONLY | os.O_CLOEXEC | (getattr(os, "O_DIRECT", 0) if direct else 0)
-            fresh = os.open(self.folder / name, flags)
+            with opening(self.folder / name):
+                fresh = os.open(self.folder / name, flags)
             found = self._descriptors.setdefault((name, direct), fresh)
             if found != fresh:
                 os.close(fresh)

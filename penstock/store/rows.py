@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
@@ -19,6 +20,20 @@ MISSING, DONE, FAILED = 0, 1, 2
 ROWS, KEYS, FAILURES = "_rows.bin", "keys.txt", "_failures.jsonl"
 
 _CHUNK = 1 << 16
+
+
+@contextmanager
+def opening(path: Path) -> Iterator[None]:
+    """Says of a file of a part that is not there what it means to who has the store open.
+
+    Raises:
+        StoreCorrupt: it is not there.
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        message = "gone: the part was sealed or replaced since this store was opened; open it again"
+        raise StoreCorrupt(f"{path}: {message}") from error
 
 
 def rows_dtype(num_files: int) -> np.dtype:
@@ -62,7 +77,7 @@ class Ledger:
     def read(self, start: int, stop: int) -> np.ndarray:
         """Records of rows start..stop-1; one whose check is wrong comes back as missing (all zeros)."""
         size = self.dtype.itemsize
-        with self.rows_path.open("rb") as file:
+        with opening(self.rows_path), self.rows_path.open("rb") as file:
             raw = os.pread(file.fileno(), (stop - start) * size, start * size)
         if len(raw) != (stop - start) * size:
             expected = f"{stop * size} bytes for {stop} rows"

@@ -5,6 +5,8 @@ import errno
 import os
 import random
 import signal
+import traceback
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -238,3 +240,16 @@ class FullDisk(Disk):
             raise OutputFull(errno.ENOSPC, f"{path}: no room left; committed rows are kept")
         self.room -= len(content)
         super().write(path, content, offset)
+
+
+def forked(work: Callable[[], object], told: Path) -> int:
+    """Does the work in a process of its own, which exits with 0, or with 1 and its traceback in `told`. Gives its id."""
+    child = os.fork()
+    if child:
+        return child
+    try:
+        work()
+    except BaseException:  # noqa: BLE001  # whatever it is, the parent shows it
+        told.write_text(traceback.format_exc())
+        os._exit(1)
+    os._exit(0)
