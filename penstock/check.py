@@ -13,7 +13,7 @@ from penstock.check_v1 import check_v1_files, v1_config
 from penstock.check_values import Columns, Finding, Scan, scan
 from penstock.errors import PenstockError, SourceNotFound, StoreCorrupt
 from penstock.schema import Schema
-from penstock.store.layout import Layout
+from penstock.store.layout import Layout, size_of
 from penstock.store.manifest import NAME, Manifest, PartEntry, digest_identity
 from penstock.store.rows import DONE, FAILED, KEYS, ROWS, Ledger
 from penstock.store.seal import digest_part
@@ -272,7 +272,7 @@ def _check_sizes(folder: Path, entry: PartEntry, layout: Layout, ledger: Ledger,
     records = {file.name: file.record_bytes for file in layout.records} | {ROWS: ledger.dtype.itemsize}
     for name, expected in (sizes | {ROWS: entry.rows * ledger.dtype.itemsize}).items():
         where = folder / name
-        found = where.stat().st_size if where.exists() else -1
+        found = size_of(where)
         if found == expected or (found > expected and not entry.sealed):
             continue
         text = f"{folder.name}/{name}: expected {expected:,} bytes, found {f'{found:,}' if found >= 0 else 'no file'}"

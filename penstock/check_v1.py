@@ -10,7 +10,7 @@ import numpy as np
 from penstock.check_boxes import AGREE, DISAGREE, iou, tight_boxes
 from penstock.check_values import SUM_TOLERANCE, Finding, reading
 from penstock.geometry.boxes import xywh_to_xyxy
-from penstock.store.layout import RecordFile
+from penstock.store.layout import RecordFile, size_of
 from penstock.store.v1 import CONFIG, REBUILDING, V1_LAYOUT
 from penstock.store.v1_schema import IMAGE_SIZE, MASK_SIZE
 
@@ -56,7 +56,7 @@ def v1_config(path: Path, faults: list[Finding]) -> dict[str, object]:
 
 def sizes_of(path: Path) -> dict[str, int]:
     """Bytes of each of the seven files; -1 where there is none."""
-    return {name: (path / name).stat().st_size if (path / name).exists() else -1 for name in FILES}
+    return {name: size_of(path / name) for name in FILES}
 
 
 def check_v1_files(

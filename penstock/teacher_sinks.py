@@ -30,7 +30,7 @@ from penstock.source import Candidate
 from penstock.store import StoreSink
 from penstock.store.commit import Admission, Commit, refuse_foreign
 from penstock.store.disk import Disk
-from penstock.store.layout import Layout
+from penstock.store.layout import Layout, size_of
 from penstock.store.manifest import NAME
 from penstock.store.open_part import OpenPart
 from penstock.store.provenance import provenance
@@ -246,7 +246,7 @@ class PairSink(StoreSink):
         if self.files.in_tars and entry.sealed:  # of a draft too: it has the rows that are computed again, no others
             return self.files.shard(name).exists()
         found = self.files.paths(self.path / name, row, key)
-        sizes = [path.stat().st_size if path.exists() else -1 for path in found]
+        sizes = [size_of(path) for path in found]
         recorded = self._recorded(key)
         return sizes == [int(np.asarray(recorded[field])) for field in _ROWS]
 

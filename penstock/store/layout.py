@@ -151,7 +151,15 @@ def check_sizes(folder: Path, sizes: dict[str, int]) -> list[tuple[Path, int, in
     wrong = []
     for name, expected in sizes.items():
         path = folder / name
-        found = path.stat().st_size if path.exists() else -1
+        found = size_of(path)
         if found != expected:
             wrong.append((path, expected, found))
     return wrong
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file; -1 where there is none."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return -1

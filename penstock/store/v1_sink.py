@@ -24,6 +24,7 @@ from penstock.store.commit import (
 )
 from penstock.store.disk import Disk
 from penstock.store.keys import encode_keys, line_ends
+from penstock.store.layout import size_of
 from penstock.store.manifest import Manifest
 from penstock.store.rows import DONE, FAILED, KEYS, Ledger, stamp
 from penstock.store.sink import COMMIT_BYTES, COMMIT_SECONDS
@@ -244,7 +245,7 @@ class V1Sink:
         for file in V1_LAYOUT.records:
             path = self.path / file.name
             size = total * file.record_bytes
-            found = path.stat().st_size if path.exists() else -1
+            found = size_of(path)
             if found < size:
                 raise StoreCorrupt(
                     f"{path}: expected {size} bytes for {total} committed rows, found {found}; run penstock repair"
