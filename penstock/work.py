@@ -104,11 +104,15 @@ class Work:
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "is_ready": False}
 
-    def __call__(self, orders: Sequence[Order]) -> list[Finished]:
-        """Computes and writes each row; errors become outcomes, one per order."""
+    def set_up(self) -> None:
+        """Loads the stage, once."""
         if not self.is_ready:
             self.stage.setup(self.device)
             self.is_ready = True
+
+    def __call__(self, orders: Sequence[Order]) -> list[Finished]:
+        """Computes and writes each row; errors become outcomes, one per order."""
+        self.set_up()
         fetched = self._fetch(orders)
         wanted = [order.is_companion or order.ticket is not None for order in orders]
         good = [number for number, (record, _) in enumerate(fetched) if record is not None and wanted[number]]

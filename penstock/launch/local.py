@@ -10,7 +10,6 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from concurrent.futures import TimeoutError as FutureTimeout
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
@@ -46,7 +45,8 @@ class Local:
 
     Args:
         workers: number of processes.
-        timeout_s: seconds a single row may take before its worker is killed and the row fails; None: no limit.
+        timeout_s: seconds a single row may take before its worker is killed and the row fails; None: no limit. Loading the
+            stage does not count.
         ahead: batches in flight per worker.
     """
 
@@ -108,9 +108,10 @@ class _Pool:
         return len(self._flying) < self._capacity
 
     def submit(self, batch: Batch) -> None:
-        limit = self._timeout_s * len(batch) if self._timeout_s else None
+        # The worker keeps the time itself: the pool's own limit would count the loading of the stage with the first rows.
+        limit_s = self._timeout_s * len(batch) if self._timeout_s else 0.0
         try:
-            future = self._pool.schedule(_call, args=[batch], timeout=limit)
+            future = self._pool.schedule(_call, args=[batch, limit_s])
         except RuntimeError as error:  # as `schedule` says it
             raise BrokenProcessPool("the pool of workers broke") from error
         self._flying[future] = batch
@@ -121,16 +122,16 @@ class _Pool:
         while not (done := wait(self._flying, timeout=_LOOK_S, return_when=FIRST_COMPLETED).done):
             if not self._pool.active:  # batches between two of its threads when it broke have futures that never end
                 raise BrokenProcessPool("the pool of workers broke")
-        return [(self._flying.pop(future), _harvest(future)) for future in done]
+        return [(self._flying.pop(future), self._harvest(future)) for future in done]
 
-
-def _harvest(future: "Future[Results]") -> Results | Lost:
-    try:
-        return future.result()
-    except ProcessExpired as error:
-        return Lost(reason=f"its worker died (exit code {getattr(error, 'exitcode', '?')})")
-    except FutureTimeout:
-        return Lost(reason="ran out of time", timed_out=True)
+    def _harvest(self, future: "Future[Results]") -> Results | Lost:
+        try:
+            return future.result()
+        except ProcessExpired as error:
+            code = getattr(error, "exitcode", "?")
+            if self._timeout_s and code == -signal.SIGALRM:
+                return Lost(reason="ran out of time", timed_out=True)
+            return Lost(reason=f"its worker died (exit code {code})")
 
 
 @contextmanager
@@ -149,7 +150,8 @@ def _initialize(path: str, driver: int) -> None:
     global _path
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD_BACK)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {*_HELD_BACK, signal.SIGALRM})
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != driver and not Path(f"/proc/{driver}").exists():
@@ -157,9 +159,15 @@ def _initialize(path: str, driver: int) -> None:
     _path = path
 
 
-def _call(batch: Batch) -> Results:
+def _call(batch: Batch, limit_s: float) -> Results:
+    """Computes a batch; a worker that takes longer than `limit_s` dies of SIGALRM, whatever it is at. 0: no limit."""
     global _work
     if _work is None:
-        _work = pickle.loads(Path(_path).read_bytes())
-    assert _work is not None
-    return _work(batch)
+        work: Work = pickle.loads(Path(_path).read_bytes())
+        work.set_up()  # takes as long as it takes
+        _work = work
+    signal.setitimer(signal.ITIMER_REAL, limit_s)
+    try:
+        return _work(batch)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)

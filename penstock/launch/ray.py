@@ -271,7 +271,7 @@ class _Worker:
             ray = _import_ray()
             work: Work = ray.cloudpickle.loads(pickled)
             work.writer = self._writer = _FencedWriter(work.writer)
-            work([])
+            work.set_up()
             self._flushes = ray.get_runtime_context().get_node_id() != self._driver_node
             self._work = work
 
