@@ -12,7 +12,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from hypothesis.internal.conjecture.providers import Constants, HypothesisProvider
 
 from penstock.settings import KEYS
@@ -30,7 +30,10 @@ SEED = int(os.environ.get("PENSTOCK_TEST_SEED", "0"))
 # Examples would else hang on constants in the modules that other tests of this process imported.
 HypothesisProvider._local_constants = property(lambda provider: Constants())
 
-settings.register_profile("deterministic", deadline=None, derandomize=True, database=None)
+# No clocks: neither for an example nor for making one.
+settings.register_profile(
+    "deterministic", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("deterministic")
 
 

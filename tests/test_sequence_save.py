@@ -213,10 +213,23 @@ def test_eight_workers_and_fifty_kills_give_the_bytes_of_one_worker(
     assert hashes(tmp_path / "killed") == hashes(tmp_path / "one")
 
 
+def _save_some(settings: SequenceConfig, count: int) -> None:
+    """Dies when so many are saved, with others in the hands of its workers."""
+
+    def die(report: Report) -> None:
+        if report.done == count:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    save_sequences(settings, on_progress=die)
+
+
 def test_a_killed_driver_with_workers_resumes(lasot: Path, tmp_path: Path) -> None:
     save_sequences(config(lasot, tmp_path / "clean", num_sequences=60))
     settings = config(lasot, tmp_path / "killed", num_sequences=60, workers=2)
-    assert _kill_when_busy(settings, 0.05)
+    driver = multiprocessing.get_context("fork").Process(target=_save_some, args=(settings, 5))
+    driver.start()
+    driver.join()
+    assert driver.exitcode == -signal.SIGKILL
     assert save_sequences(replace(settings, save=replace(settings.save, workers=0))).exit_code == 0
     assert hashes(tmp_path / "killed") == hashes(tmp_path / "clean")
 

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from penstock.readers.sa1b_tar import Sa1bTar, Sa1bTarStream
 from penstock.testing import make_sa1b_tar
 
-SETTINGS = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SETTINGS = settings(
+    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 
 
 def _whole() -> tuple[bytes, list[tarfile.TarInfo]]:

@@ -148,7 +148,9 @@ def test_lossless_pixels_are_those_that_went_in(made: Callable[[str], Path]) -> 
         assert np.array_equal(video[i], picture(i % 50))
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(
     st.sampled_from(["b_frames.mp4", "open_gop.mp4", "open_gop.mkv", "vfr.mp4", "x265.mp4", "mpeg4.avi"]),
     st.lists(st.lists(st.integers(-50, 49), max_size=6), max_size=6),
@@ -439,7 +441,9 @@ def test_a_stream_that_turns_up_late_is_bad_data() -> None:
         list(index_module.packets_of("late.ts", Container(), None))
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(
     st.sampled_from(["b_frames.mp4", "lossless.mkv", "mpeg4.avi"]),
     st.lists(st.tuples(st.floats(0, 0.999), st.integers(0, 255)), min_size=1, max_size=8),
