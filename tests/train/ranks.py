@@ -13,17 +13,20 @@ ROOT = Path(__file__).parent.parent.parent
 
 def run_ranks(count: int, module: str, arguments: Sequence[str]) -> tuple[int, str, str]:
     """Runs `python -m MODULE ARGUMENTS` so many times; exit code of the first that failed, output of rank 0, errors of all."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    with socket.socket() as held:  # until all have ended: nobody else is given its port; the first rank may listen there
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(("127.0.0.1", 0))
+        return _run(count, [sys.executable, "-m", module, *arguments], port=held.getsockname()[1])
+
+
+def _run(count: int, command: Sequence[str], *, port: int) -> tuple[int, str, str]:
     environ = {
         **os.environ,
         "WORLD_SIZE": str(count),
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
+        "MASTER_PORT": str(port),
         "OMP_NUM_THREADS": "1",
     }
-    command = [sys.executable, "-m", module, *arguments]
     jobs = [
         subprocess.Popen(
             command, env={**environ, "RANK": str(rank), "LOCAL_RANK": str(rank)}, cwd=ROOT, text=True,
@@ -36,7 +39,7 @@ def run_ranks(count: int, module: str, arguments: Sequence[str]) -> tuple[int, s
     for process in jobs:
         if any(code == -signal.SIGKILL for code in codes):
             process.kill()  # its peer is gone: it would wait for a long time
-        out, error = process.communicate(timeout=120)
+        out, error = process.communicate(timeout=500)
         codes.append(process.returncode)
         outputs.append(out)
         errors.append(error)
