@@ -482,7 +482,7 @@ def locked(tmp_path: Path) -> Iterator[Path]:
 def command(*arguments: object, **options: Any) -> "subprocess.CompletedProcess[str]":
     """The real command, in a process of its own."""
     words = [sys.executable, "-m", "penstock", *map(str, arguments)]
-    return subprocess.run(words, capture_output=True, text=True, timeout=60, **options)
+    return subprocess.run(words, capture_output=True, text=True, timeout=300, **options)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -395,7 +396,7 @@ class TestPipe:
             with (shards / "good.tar").open("rb") as file:
                 content = subprocess.run(packed or ["cat"], stdin=file, capture_output=True, check=True).stdout
             words = [sys.executable, "-m", "penstock", *map(str, converting(Path("-"), tmp_path / name, "--json"))]
-            done = subprocess.run(words, input=content, capture_output=True, timeout=60)
+            done = subprocess.run(words, input=content, capture_output=True, timeout=300)
             assert done.returncode == 0, done.stderr
             assert counts(json.loads(done.stdout)) == (ROWS, ROWS, 0, 0, 0)
             left, right = data_files(tmp_path / name), data_files(tmp_path / "file")
@@ -406,12 +407,12 @@ class TestPipe:
     def test_a_pipe_that_breaks_off_keeps_what_came(self, shards: Path, tmp_path: Path) -> None:
         content = (shards / "good.tar").read_bytes()
         words = [sys.executable, "-m", "penstock", *map(str, converting(Path("-"), tmp_path / "s", "--json"))]
-        done = subprocess.run(words, input=content[: len(content) // 2], capture_output=True, timeout=60)
+        done = subprocess.run(words, input=content[: len(content) // 2], capture_output=True, timeout=300)
         report = json.loads(done.stdout)
         assert done.returncode == 1
         assert 0 < report["rows"]["done"] < ROWS
         assert report["problems"] or report["failures"]
-        done = subprocess.run(words, input=content, capture_output=True, timeout=60)
+        done = subprocess.run(words, input=content, capture_output=True, timeout=300)
         assert json.loads(done.stdout)["rows"]["done"] == ROWS, done.stdout
         assert done.returncode == 0
 
@@ -422,12 +423,12 @@ class TestPipe:
         assert "Traceback" not in done.stderr
 
 
-MANY = 1500
+MANY = 600
 
 
 @pytest.fixture(scope="module")
 def long(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A TAR that takes some seconds: the same small sample under many ids."""
+    """A TAR of many samples: the same small sample under many ids."""
     folder = tmp_path_factory.mktemp("long")
     picture, npz, _ = make_sample(1, num_boxes=1, **SMALL)
     members = [(f"sa_{n}{end}", content) for n in range(MANY) for end, content in ((".jpg", picture), (".npz", npz))]
@@ -435,14 +436,39 @@ def long(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "long.tar"
 
 
-def started(arguments: list[object], output: Path, ready: Callable[[], bool]) -> "subprocess.Popen[str]":
-    """The command in a process group of its own, running and past its start."""
-    words = [sys.executable, "-m", "penstock", *map(str, arguments)]
+HELD = """
+import sys, time
+from pathlib import Path
+from penstock.cli import main
+from penstock.progress import Progress
+
+def job(progress, report):
+    while report.done and not Path(sys.argv[1]).exists():
+        time.sleep(0.005)
+
+Progress.job = job
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+def started(arguments: list[object], ready: Callable[[], bool], go: Path | None = None) -> "subprocess.Popen[str]":
+    """The command in a process group of its own, running and past its start; after its first rows it waits for `go`."""
+    words = [sys.executable, *(["-c", HELD, str(go)] if go else ["-m", "penstock"]), *map(str, arguments)]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    give_up = time.monotonic() + 60
+    give_up = time.monotonic() + 300
     while not ready() and process.poll() is None and time.monotonic() < give_up:
         time.sleep(0.005)
     return process
+
+
+def workers_of(group: int) -> int:
+    """How many worker processes a process group has."""
+    found = 0
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it ended meanwhile
+            member = int((entry / "stat").read_text().rpartition(")")[2].split()[2]) == group
+            found += member and b"spawn_main" in (entry / "cmdline").read_bytes()
+    return found
 
 
 def has_data(output: Path) -> Callable[[], bool]:
@@ -464,12 +490,13 @@ class TestSignals:
         self, number: signal.Signals, workers: int, long: Path, tmp_path: Path, run: Run
     ) -> None:
         arguments = converting(long, tmp_path / "s", "--json", "--durability", "process", workers=workers)
-        process = started(arguments, tmp_path / "s", has_data(tmp_path / "s"))
+        process = started(arguments, has_data(tmp_path / "s"), tmp_path / "go")
         if number == signal.SIGINT:
             os.killpg(process.pid, number)  # as a terminal does: workers get it too
         else:
             process.send_signal(number)
-        out, err = process.communicate(timeout=60)
+        (tmp_path / "go").touch()
+        out, err = process.communicate(timeout=300)
         assert process.returncode == 128 + number, err
         assert "Traceback" not in err
         assert "finishing the rows in hand" in err
@@ -501,23 +528,26 @@ class TestSignals:
         process.send_signal(signal.SIGINT)
         assert b"once more stops at once" in process.stderr.readline()
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=10) == 130
+        assert process.wait(timeout=200) == 130  # not when the row in hand ends: it never does
         process.stdin.close()
         process.stdout.close()  # type: ignore[union-attr]
         process.stderr.close()
         code, report = run(*converting(tmp_path / "a.tar", tmp_path / "s"))
         assert (code, report["rows"]["done"]) == (0, 3)
 
-    @pytest.mark.parametrize("after_s", [0.0, 0.3, 0.8])
-    def test_one_while_workers_start_fails_no_row(self, after_s: float, long: Path, tmp_path: Path, run: Run) -> None:
+    @pytest.mark.parametrize("up", [0, 1, 2])
+    def test_one_while_workers_start_fails_no_row(self, up: int, long: Path, tmp_path: Path, run: Run) -> None:
         def planned() -> bool:
             return (tmp_path / "s" / "store.json").exists()
 
         arguments = converting(long, tmp_path / "s", "--json", "--durability", "process", workers=2)
-        process = started(arguments, tmp_path / "s", planned)
-        time.sleep(after_s)
+        process = started(arguments, planned, tmp_path / "go")
+        while workers_of(process.pid) < up:
+            assert process.poll() is None
+            time.sleep(0.005)
         os.killpg(process.pid, signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+        (tmp_path / "go").touch()
+        out, err = process.communicate(timeout=300)
         assert process.returncode == 130, err
         assert json.loads(out)["rows"]["failed"] == 0, out
         code, report = run(*converting(long, tmp_path / "s", "--max-samples", 300, "--durability", "process"))
@@ -526,10 +556,10 @@ class TestSignals:
 
 def test_a_worker_that_dies_with_its_driver_leaves_no_process(long: Path, tmp_path: Path, run: Run) -> None:
     arguments = converting(long, tmp_path / "s", "--durability", "process", workers=2)
-    process = started(arguments, tmp_path / "s", has_data(tmp_path / "s"))
+    process = started(arguments, has_data(tmp_path / "s"))
     process.kill()
-    process.communicate(timeout=30)
-    give_up = time.monotonic() + 10
+    process.communicate(timeout=200)
+    give_up = time.monotonic() + 200
     while time.monotonic() < give_up and _group_is_alive(process.pid):
         time.sleep(0.02)
     assert not _group_is_alive(process.pid)
