@@ -13,7 +13,8 @@ ROOT = Path(__file__).parent.parent.parent
 
 def run_ranks(count: int, module: str, arguments: Sequence[str]) -> tuple[int, str, str]:
     """Runs `python -m MODULE ARGUMENTS` so many times; exit code of the first that failed, output of rank 0, errors of all."""
-    with socket.socket() as held:  # until all have ended: nobody else is given its port; the first rank may listen there
+    # Held until all have ended, so that nobody else is given the port; the first rank may listen there.
+    with socket.socket() as held:
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         held.bind(("127.0.0.1", 0))
         return _run(count, [sys.executable, "-m", module, *arguments], port=held.getsockname()[1])
