@@ -182,7 +182,7 @@ def test_data_that_are_all_bad_exit_with_1(tmp_path: Path, capsys: pytest.Captur
 
 def torchrun(count: int, words: list[str]) -> subprocess.CompletedProcess[str]:
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count), "-m", "penstock"]
-    return subprocess.run([sys.executable, *launch, *words], capture_output=True, text=True, timeout=240)
+    return subprocess.run([sys.executable, *launch, *words], capture_output=True, text=True, timeout=500)
 
 
 def test_two_ranks_train_what_one_process_trains_and_it_goes_on_from_theirs(
@@ -194,7 +194,7 @@ def test_two_ranks_train_what_one_process_trains_and_it_goes_on_from_theirs(
     assert two.returncode == 0, two.stderr
     one = subprocess.run(
         [sys.executable, "-m", "penstock", *arguments(folders, tmp_path / "one", *flags, *accumulated)],
-        capture_output=True, text=True, timeout=240, check=True,
+        capture_output=True, text=True, timeout=500, check=True,
     )  # fmt: skip
     (line,) = two.stdout.splitlines()
     ours, theirs = json.loads(one.stdout), json.loads(line)

@@ -25,7 +25,7 @@ def run(path: Path, tmp_path: Path) -> tuple[str, Path]:
     done = subprocess.run(
         [sys.executable, str(path), str(tmp_path / "out")],
         env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        cwd=tmp_path, capture_output=True, text=True, timeout=300,
+        cwd=tmp_path, capture_output=True, text=True, timeout=500,
     )  # fmt: skip
     assert done.returncode == 0, f"{done.stdout}{done.stderr}"
     (shown,) = re.findall(r"^Look at (.+)$", done.stdout, flags=re.M)
@@ -71,7 +71,7 @@ def test_the_distillation_example_fails_where_the_student_does_not_win(
 
 def test_the_embedding_example_names_its_double_and_shows_crops(tmp_path: Path) -> None:
     path = next(one for one in EXAMPLES if one.stem == "03_embed")
-    done = subprocess.run([sys.executable, str(path), str(tmp_path)], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, str(path), str(tmp_path)], capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr
     assert "tiny:, a small double of a network" in done.stdout
     assert re.search(r"^1\.0000  cat_1  cat$", done.stdout, flags=re.M)

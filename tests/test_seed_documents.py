@@ -73,7 +73,7 @@ class World:
                 env={**os.environ, "PATH": path, "COLUMNS": "200", "TERM": "dumb", **filled},
                 capture_output=True,
                 text=True,
-                timeout=120,
+                timeout=500,
             )
         return self._done[command]
 
@@ -323,7 +323,7 @@ def test_code(worlds: Mapping[str, World], document: str) -> None:
     pytest.importorskip("torch", reason="the seeds' datasets need torch")
     world = worlds[document]
     code = "\n".join([world.prelude, *(code_of(entry) for entry in LISTS[document]["block"])])
-    done = subprocess.run([sys.executable, "-c", code], cwd=COMPAT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], cwd=COMPAT, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr
 
 

@@ -544,7 +544,7 @@ def browse(page: Path, folder: Path, *arguments: str) -> str:
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
              "--disable-background-networking", "--disable-component-update", "--hide-scrollbars"]  # fmt: skip
     command = [CHROMIUM, *flags, f"--user-data-dir={folder / 'profile'}", *arguments, page.as_uri()]
-    return subprocess.run(command, capture_output=True, text=True, timeout=90, check=True).stdout
+    return subprocess.run(command, capture_output=True, text=True, timeout=500, check=True).stdout
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")

@@ -347,7 +347,7 @@ except ImportError as error:
 else:
     raise SystemExit("no error without torch")
 """
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=500)
 
 
 def edit_config(path: Path, **changes: object) -> None:

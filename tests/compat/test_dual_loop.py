@@ -232,7 +232,7 @@ def shell(script: str, *flags: str, **variables: str) -> subprocess.CompletedPro
     environment = {name: value for name, value in os.environ.items() if name not in ("SAV_DIR", "SA1B_DIR")}
     return subprocess.run(
         ["bash", str(COMPAT / script), *flags],
-        capture_output=True, text=True, timeout=240, env={**environment, "PYTHON": sys.executable, **variables},
+        capture_output=True, text=True, timeout=500, env={**environment, "PYTHON": sys.executable, **variables},
     )  # fmt: skip
 
 
@@ -269,5 +269,5 @@ def test_the_seeds_imports_run() -> None:
         f"from projects.llava_sam2.mask_caption_sft.dataset_builder import {names}",
         "from projects.llava_sam2.mask_caption_sft.train_dual_loop import build_datasets, train_epoch",
     )
-    subprocess.run([sys.executable, "-c", "\n".join(statements)], cwd=COMPAT, check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", "\n".join(statements)], cwd=COMPAT, check=True, timeout=500)
     assert (COMPAT / PACKAGE / "dataset_builder.py").is_file()

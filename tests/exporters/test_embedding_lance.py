@@ -72,7 +72,7 @@ except BadData as error:
 
 def run(script: str, *arguments: Path) -> str:
     done = subprocess.run(
-        [sys.executable, "-c", script, *map(str, arguments)], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", script, *map(str, arguments)], capture_output=True, text=True, timeout=500
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -81,7 +81,7 @@ def run(script: str, *arguments: Path) -> str:
 def export(source: Path, output: Path) -> None:
     """By the command, as a user would."""
     command = ["-m", "penstock", "export", str(source), "--format", "lance", "--output", str(output), "--quiet"]
-    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr
 
 

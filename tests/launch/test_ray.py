@@ -329,7 +329,7 @@ def test_a_cluster_of_ones_own_ends_with_its_driver(number: signal.Signals, tmp_
         os.killpg(driver.pid, number)  # as a terminal does: to the driver and to what it started
     else:
         os.kill(driver.pid, number)
-    output, errors = driver.communicate(timeout=60)
+    output, errors = driver.communicate(timeout=300)
     if number == signal.SIGKILL:
         assert driver.returncode == -number
         wait_until(lambda: not any(alive(pid) for pid in workers(tmp_path / "marks")), "workers outlived their driver")

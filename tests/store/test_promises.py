@@ -389,7 +389,7 @@ class TestPromise6:
         children = [context.Process(target=_read_in_child, args=(store, row, answers)) for row in (4, 17)]
         for child in children:
             child.start()
-        found = sorted(answers.get(timeout=60) for _ in children)
+        found = sorted(answers.get(timeout=300) for _ in children)
         for child in children:
             child.join()
         assert found == sorted(record(n)["vector"].tolist() for n in (4, 17))  # type: ignore[union-attr]
@@ -461,7 +461,7 @@ def _hold(path: Path, ready: object, go: object) -> None:
     (admission,) = sink.admit([Candidate(key="k0", cheap=1)])
     sink.enter(admission.ticket)  # type: ignore[arg-type]
     ready.set()  # type: ignore[attr-defined]
-    go.wait(60)  # type: ignore[attr-defined]
+    go.wait(300)  # type: ignore[attr-defined]
     sink.release()
 
 
@@ -478,7 +478,7 @@ class TestPromise8:
         ready, go = context.Event(), context.Event()
         other = context.Process(target=_hold, args=(path, ready, go))
         other.start()
-        assert ready.wait(60)
+        assert ready.wait(300)
         sink = StoreSink(path, SCHEMA, part_rows=7)
         admissions = sink.admit([Candidate(key=f"k{n}", cheap=n + 1) for n in range(14)])
         verdicts = [sink.enter(admission.ticket).verdict for admission in admissions if admission.ticket]
