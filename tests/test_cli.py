@@ -437,13 +437,15 @@ def long(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 HELD = """
-import sys, time
+import os, sys, time
 from pathlib import Path
 from penstock.cli import main
 from penstock.progress import Progress
 
+test = os.getppid()
+
 def job(progress, report):
-    while report.done and not Path(sys.argv[1]).exists():
+    while report.done and not Path(sys.argv[1]).exists() and os.getppid() == test:
         time.sleep(0.005)
 
 Progress.job = job
