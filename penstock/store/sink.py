@@ -209,9 +209,13 @@ class StoreSink:
 
     def _grow(self, keys: Sequence[str]) -> dict[str, tuple[str, int]]:
         found: dict[str, tuple[str, int]] = {}
-        while len(found) < len(keys):
-            part = self._growing_part()
-            some = keys[len(found) :][: part.entry.rows - part.rows]
+        while rest := [key for key in keys if key not in found]:
+            part = next((part for part in self._parts.values() if part.entry.growing), None)
+            if part is None:
+                self._begin_growing(rest)
+                found |= self.known.find(rest)  # added by another driver, while none of the parts was ours
+                continue
+            some = rest[: part.entry.rows - part.rows]
             lines = encode_keys(some)
             self.disk.write(part.folder / KEYS, lines, part.text_end)
             rows = {key: part.rows + number for number, key in enumerate(some)}
@@ -225,22 +229,21 @@ class StoreSink:
                 self._update(part.entry)
         return found
 
-    def _growing_part(self) -> OpenPart:
-        part = self._settled_growing_part()
-        if part is not None:
-            return part
+    def _begin_growing(self, keys: Sequence[str]) -> None:
+        """Takes the claim of the part that grows; makes one where there is none, and not all keys are known by now."""
         with self._planning():
             self.known.reload()
+            if self._settled_growing_part() is not None or len(self.known.find(keys)) == len(keys):
+                return
             entry = PartEntry(name=f"part-{len(self.known.manifest.parts):05d}", rows=self.part_rows, growing=True)
             allocate(self.disk, self.path / entry.name, entry.rows, self.layout, b"")
+            claim = Claim(self.path / entry.name, shared=self.shared)
+            claim.acquire()  # before anybody can know of it
+            part = OpenPart(entry, self.path / entry.name, self.layout, claim)
+            part.rows = 0
+            self._parts[entry.name] = part
             self.known.manifest = self.known.manifest.with_part(entry)
             self.known.manifest.save(self.disk, self.path)
-        part = self._claimed(entry.name)
-        if part is None:
-            raise PartClaimed(
-                f"{self.path / entry.name}: taken by another driver right after it was planned; run again"
-            )
-        return part
 
     def _settled_growing_part(self) -> OpenPart | None:
         """The part that grows, under our claim, so that all its keys are known.

@@ -3,8 +3,9 @@
 import os
 import random
 import signal
+from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -12,10 +13,11 @@ import numpy as np
 import pytest
 
 from penstock.check import verify
-from penstock.errors import RowError, SourceNotFound, StoreCorrupt
+from penstock.errors import PartClaimed, RowError, SourceNotFound, StoreCorrupt
 from penstock.jobs import Job
 from penstock.launch.local import Inline
 from penstock.report import Report
+from penstock.source import Candidate
 from penstock.store import StoreSink, open_store
 from penstock.store.disk import Disk
 from tests.store.crash import KillDisk, forked
@@ -104,3 +106,40 @@ def test_drivers_at_once_and_kills_leave_what_one_driver_does(tmp_path: Path, sh
         assert not shared or not list(path.rglob("_claim*"))  # nobody was killed with one
     assert opened > 50
     assert killed > 6 or shared
+
+
+class Stream(Numbers):
+    """Gives its rows along with their keys, as a pipe does."""
+
+    def candidates(self) -> Iterator[Candidate]:
+        """In order, once."""
+        return (replace(one, record=self[one.index]) for one in super().candidates())
+
+
+def fill(path: Path, rows: int, disk: Disk | None = None) -> None:
+    """A run that adds rows one by one; a second one is told who is at it."""
+    sink = StoreSink(path, OUT, part_rows=PART_ROWS, disk=disk, durability="process")
+    report = Report(command="square", output=str(path))
+    stage = Square(batch_size=1)
+    with suppress(PartClaimed):
+        Job(offers=Stream(rows), stage=stage, sink=sink, launcher=Inline(), report=report, is_stream=True).run()
+
+
+def test_streams_at_once_and_kills_leave_each_key_once(tmp_path: Path) -> None:
+    killed = 0
+    for seed in range(12):
+        rng = random.Random(seed)
+        path = tmp_path / f"s{seed}"
+        for rows in (9, ROWS):
+            disks = [KillDisk(rng.randrange(5, 150)), None, None]
+            told = [tmp_path / f"{seed}-{rows}-{number}" for number in range(DRIVERS)]
+            children = [forked(partial(fill, path, rows, disk), one) for disk, one in zip(disks, told, strict=True)]
+            for child, one in zip(children, told, strict=True):
+                killed += os.WIFSIGNALED(os.waitpid(child, 0)[1])
+                assert not one.exists(), one.read_text()
+            fill(path, rows)
+        store = open_store(path)
+        values = [(store.keys[row], int(np.asarray(store[row]["square"]))) for row in range(len(store))]
+        assert sorted(values) == sorted((f"n{row}", row**2) for row in range(ROWS))
+        assert verify(path).ok
+    assert killed > 6
