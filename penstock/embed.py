@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from penstock.embed_place import output_of, settle, take_place
+from penstock.embed_place import output_of, steady, take_place
 from penstock.errors import BadData, UsageError
 from penstock.jobs import Job, Launcher
 from penstock.launch.workers import local_launcher, num_workers_of, require_devices
@@ -147,26 +147,27 @@ def embed(
             machine; nothing was touched.
         OutputRefused: `cache_dir` holds something else.
         RecipeMismatch: it was made with another recipe (and `on_change` says refuse); each difference is named.
+        PartClaimed: it was, and is still being written by another run; what was computed stays beside it for the next one.
         BudgetExceeded: more rows failed than allowed.
         OutputFull: no room; what was committed is kept.
     """
     started = time.monotonic()
     segments, stage = open_input(config)
     check(segments.keys[: config.max_segments])
-    settle(config.cache_dir)
-    output = output_of(config.cache_dir, stage.identity(), stage.schema, on_change=config.on_change)
+    with steady(config.cache_dir):
+        output = output_of(config.cache_dir, stage.identity(), stage.schema, on_change=config.on_change)
+        known = known_rows(output)
+        sink = _open_sink(config, stage, output, disk)  # also removes what a run killed right after its last row left
     report = Report(command=COMMAND, output=str(config.cache_dir))
     budget = Budget.parse(config.max_failures) if config.max_failures is not None else None
     report.budget = budget or report.budget
     report.notes |= {"config": config.to_json(), "dim": stage.embedder.dim, "spec": stage.embedder.spec}
     if segments.crowds_left_out:
         report.notes["crowds_left_out"] = segments.crowds_left_out
-    known = known_rows(output)
     reasons = _reasons(config, segments, known)
     left_over = _left_over(segments, known)
     if left_over:
         report.notes["left_over"] = left_over
-    sink = _open_sink(config, stage, output, disk)  # also removes what a run killed right after its last row left
     if is_sealed(output) and not num_computed(reasons):
         sink.release()
         say_unchanged(report, reasons, segments.problems)
@@ -188,7 +189,7 @@ def embed(
         stop=stop,
     )
     job.run()
-    if output != config.cache_dir and not report.missing and not report.interrupted:
+    if output != config.cache_dir and not report.interrupted and _is_done(config, segments, output):
         take_place(output, config.cache_dir)
     return report
 
@@ -284,6 +285,11 @@ def open_input(config: EmbedConfig) -> tuple[Segments, EmbedSegments]:
 def _reasons(config: EmbedConfig, segments: Segments, known: Mapping[str, tuple[int, int]]) -> Counter[str]:
     rows = zip(segments.keys, segments.cheap_keys(), strict=True)
     return reasons_of(itertools.islice(rows, config.max_segments), known, retry=config.retry_failed)
+
+
+def _is_done(config: EmbedConfig, segments: Segments, output: Path) -> bool:
+    """Whether every segment has a row, by whichever driver."""
+    return not num_computed(_reasons(config, segments, known_rows(output)))
 
 
 def _workers(config: EmbedConfig, stage: EmbedSegments) -> int:

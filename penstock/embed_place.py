@@ -1,14 +1,19 @@
 """Where the vectors of `penstock embed` go: the output, or a folder beside it that takes its place once it is whole."""
 
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
-from penstock.errors import RecipeMismatch
+from penstock.errors import PartClaimed, RecipeMismatch
 from penstock.schema import Schema
+from penstock.store.claims import Claim
 from penstock.store.disk import Disk
+from penstock.store.hold import hold_all
+from penstock.store.manifest import NAME
+from penstock.store.sink import PLAN_WAIT_S
 from penstock.store.state import check_output
+from penstock.work_plan import is_sealed
 
 REPLACED = ".replaced"
 """In the new output while the two change places: the old one. So nothing is ever deleted that was not made here."""
@@ -41,12 +46,47 @@ def output_of(
     return known
 
 
+@contextmanager
+def steady(place: Path) -> Iterator[None]:
+    """Nobody else changes the places of two stores meanwhile; a change that was killed is ended first. The claim is held
+    shortly, so whoever wants it waits."""
+    claim = Claim(place, name="_place")
+    while True:
+        settle(place)
+        if not (place / NAME).exists():  # nothing whose place could be taken
+            yield
+            return
+        try:
+            claim.acquire(wait_s=PLAN_WAIT_S)
+        except PartClaimed:
+            if place.is_dir():
+                raise
+            continue  # the very moment of a change
+        break
+    try:
+        yield
+    finally:
+        claim.release()
+
+
 def take_place(fresh: Path, place: Path) -> None:
     """Puts a whole store where the old one is, which is removed. Killed in between, `settle` ends it. Of several drivers that
-    have made it together each may call this."""
-    with suppress(FileNotFoundError):  # another one has done it
-        place.rename(fresh / REPLACED)
-    settle(place)
+    have made it together each may call this.
+
+    Raises:
+        PartClaimed: another driver writes in the old one.
+    """
+    with steady(place):
+        if not is_sealed(fresh):
+            return  # another driver has done it, or goes on writing, and will do it
+        with hold_all(fresh, wait_s=PLAN_WAIT_S) as held, hold_all(place):
+            if any(entry.draft for entry in held.manifest.parts):
+                return
+            place.rename(fresh / REPLACED)
+            with suppress(FileNotFoundError):  # one that begins has just settled it
+                fresh.rename(place)
+            held.moved(place)
+        settle(place)
 
 
 def settle(place: Path) -> None:

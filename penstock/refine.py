@@ -5,7 +5,8 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,8 +21,8 @@ from penstock.readers.scenes import Scenes
 from penstock.refine_after import look_back, require_asked
 from penstock.refine_config import RefineConfig
 from penstock.refine_files import FrameOffers, Outputs, open_scenes
-from penstock.refine_sink import ROW_FILES, RefineSink, open_rows, places_of, rows_schema, why_anew
-from penstock.refine_statistics import statistics_of, total
+from penstock.refine_sink import ROW_FILES, RefineSink, open_rows, places_of, read_rows, rows_schema, why_anew
+from penstock.refine_statistics import SceneStatistics, statistics_of, total
 from penstock.refining.types import Proposer
 from penstock.report import Budget, Report
 from penstock.schema import Record
@@ -29,10 +30,11 @@ from penstock.stages.refine import CONTENTS, RefineFrames
 from penstock.store import Store
 from penstock.store.claims import Claim
 from penstock.store.disk import Disk
-from penstock.store.manifest import Manifest
+from penstock.store.hold import hold_all
 from penstock.store.output import refused_if_unwritable
 from penstock.store.provenance import provenance
 from penstock.store.rows import DONE, FAILED
+from penstock.store.sink import PLAN_WAIT_S
 from penstock.store.state import check_output, known_rows
 
 COMMAND = "refine"
@@ -85,7 +87,7 @@ def refine(
     report = Report(command=COMMAND, output=str(config.data_root))
     report.budget = budget or report.budget
     report.notes |= _said(config, offers, stage)
-    with refused_if_unwritable(config.outputs.store):
+    with refused_if_unwritable(config.outputs.store), _beginning(config):
         _clear_old(config.outputs)
         if _has_other_recipe(config, offers, stage):
             _retire(config.outputs, stage)
@@ -240,10 +242,13 @@ def _said(config: RefineConfig, offers: FrameOffers, stage: RefineFrames) -> dic
 
 def _counted(config: RefineConfig, offers: FrameOffers, sink: RefineSink) -> dict[str, object]:
     """Statistics of all frames, from the rows that are there now; what became of somebody else's maps."""
-    store = open_rows(config.outputs.store)
-    scenes = statistics_of(store, offers.scenes, offers.limit)
+
+    def counted(store: Store) -> tuple[list[SceneStatistics], list[str]]:
+        scenes = statistics_of(store, offers.scenes, offers.limit)
+        return scenes, [key for key in sink.foreign if _is_ours(store, key)]
+
+    scenes, replaced = read_rows(config.outputs.store, counted)
     notes: dict[str, object] = {"scenes": [one.to_json() for one in scenes], "total": total(scenes).to_json()}
-    replaced = [key for key in sink.foreign if _is_ours(store, key)]
     if replaced:
         notes["replaced_existing"] = {"frames": len(replaced), "first": replaced[:_LISTED]}
     return notes
@@ -277,21 +282,32 @@ def _has_other_recipe(config: RefineConfig, offers: FrameOffers, stage: RefineFr
 def _retire(outputs: Outputs, stage: RefineFrames) -> None:
     """Takes away the rows that were made with other settings; their files stay until they are replaced, but for those of
     another format, which would lie beside the new ones."""
-    store, place = open_rows(outputs.store), outputs.store
-    manifest = Manifest.load(place)
-    for entry in manifest.parts:
-        claim = Claim(place / (entry.draft or entry.name))
-        claim.acquire()
-        claim.release()
-    known = str(manifest.identity.get("format", stage.format))
-    if known != stage.format and "kept_existing" in store.schema:
-        done = store.done_rows()
-        for row in range(len(store)) if done is None else done.tolist():
-            record = store.read(row, ["kept_existing", "file"])
-            if not int(np.asarray(record["kept_existing"])):
-                (outputs.root / str(record["file"])).unlink(missing_ok=True)
-    place.rename(_old(outputs))
+    place = outputs.store
+    with hold_all(place) as held:
+        store = open_rows(place)
+        known = str(held.manifest.identity.get("format", stage.format))
+        if known != stage.format and "kept_existing" in store.schema:
+            done = store.done_rows()
+            for row in range(len(store)) if done is None else done.tolist():
+                record = store.read(row, ["kept_existing", "file"])
+                if not int(np.asarray(record["kept_existing"])):
+                    (outputs.root / str(record["file"])).unlink(missing_ok=True)
+        place.rename(_old(outputs))
+        held.moved(_old(outputs))
     _clear_old(outputs)
+
+
+@contextmanager
+def _beginning(config: RefineConfig) -> Iterator[None]:
+    """The right to look at the rows' recipe and to retire them; held shortly, so whoever begins as well waits."""
+    side = config.outputs.store.parent
+    Disk(flush=config.durability == "power").make_directory(side)
+    claim = Claim(side, name=f"_begin.{config.outputs.folder}")
+    claim.acquire(wait_s=PLAN_WAIT_S)
+    try:
+        yield
+    finally:
+        claim.release()
 
 
 def _old(outputs: Outputs) -> Path:

@@ -13,7 +13,7 @@ import numpy as np
 from penstock.errors import BadData, RowError
 from penstock.readers.pth import load_id_file
 from penstock.readers.scenes import Scenes
-from penstock.refine_sink import places_of
+from penstock.refine_sink import NewestRows
 from penstock.refining.consistency import id_flips
 from penstock.schema import Record
 from penstock.store import Store
@@ -50,11 +50,11 @@ def done_frames(
         limit: only so many of them, from the first on.
         fields: of the store, to be read.
     """
-    places = places_of(store)
+    rows = NewestRows(store.path, store)
     for row in range(len(scenes) if limit is None else limit):
         key = scenes.keys[row]
         try:
-            record = store.read(places[key], ["path", *fields])
+            record = rows.read(key, ["path", *fields])
         except (KeyError, RowError):
             continue  # missing or failed: counted elsewhere
         yield DoneFrame(key, scenes.groups[scenes.group_of(row)].name, row, str(record["path"]), record)

@@ -5,14 +5,15 @@ commits the row. So a done row has its files, whatever happened in between; a fi
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
-from penstock.errors import RowError, StoreCorrupt
+from penstock.errors import PartClaimed, RowError, SourceNotFound, StoreCorrupt
 from penstock.refine_files import Existing, Outputs
 from penstock.schema import Record, Schema
 from penstock.source import Candidate
@@ -21,10 +22,11 @@ from penstock.store import Store, StoreSink
 from penstock.store.commit import Admission, Commit
 from penstock.store.disk import Disk
 from penstock.store.layout import Layout
-from penstock.store.manifest import NAME
+from penstock.store.manifest import Manifest, read_steadily
 from penstock.store.store import open_parts
 from penstock.store.write import Encoded, RowWriter, Ticket, Written
 
+Read = TypeVar("Read")
 PART_ROWS = 1024
 """Frames of a part: what a driver claims at once, so that several hosts can share a run."""
 
@@ -123,7 +125,7 @@ class RefineSink(StoreSink):
         self.existing = existing
         self.foreign: list[str] = []
         self._unflushed: set[Path] = set()
-        self._reopen_rows()
+        self._rows = NewestRows(outputs.store)
 
     def writer(self) -> FrameWriter:
         """What a worker writes rows with; pickles."""
@@ -159,11 +161,16 @@ class RefineSink(StoreSink):
     def _checked(self, candidate: Candidate, admission: Admission) -> Admission:
         if admission.verdict not in ("done", "compare"):
             return admission
-        row, sizes = self._row_files(candidate.key), self.outputs.sizes(candidate.origin)
+        try:
+            row = self._row_files(candidate.key)
+        except RowError:  # another driver computes it anew since it was admitted
+            ticket: Ticket | None = self.recompute(candidate)
+            return Admission(verdict="compute", ticket=ticket) if ticket else Admission(verdict="held")
+        sizes = self.outputs.sizes(candidate.origin)
         why = why_anew(row, sizes, self.existing)
         if not why:
             return admission
-        ticket: Ticket | None = self.recompute(candidate)
+        ticket = self.recompute(candidate)
         if ticket is None:
             return Admission(verdict="held")
         if why == "files gone":  # a map of the size that we wrote is ours although its confidence is gone
@@ -174,14 +181,9 @@ class RefineSink(StoreSink):
     def _row_files(self, key: str) -> Record:
         """`ROW_FILES` of a done row."""
         try:
-            return self._rows.read(self._places[key], ROW_FILES)
-        except (KeyError, RowError, StoreCorrupt):  # another driver has done or sealed it since the store was opened
-            self._reopen_rows()
-        return self._rows.read(self._places[key], ROW_FILES)
-
-    def _reopen_rows(self) -> None:
-        self._rows = open_rows(self.outputs.store)
-        self._places = places_of(self._rows)
+            return self._rows.read(key, ROW_FILES)
+        except (KeyError, RowError):  # another driver has done it since the store was opened
+            return self._rows.reread(key, ROW_FILES)
 
 
 ROW_FILES = ("kept_existing", "file_bytes", "confidence_bytes")
@@ -216,6 +218,66 @@ def places_of(store: Store) -> dict[str, int]:
 def open_rows(path: Path) -> Store:
     """The store as its writer sees it: of a part that is being computed anew the next version. An empty one where there is
     none yet."""
-    if not (path / NAME).exists():
+    try:
+        return open_parts(path, newest=True)
+    except SourceNotFound:
         return Store(path, Schema([]), [], {})
-    return open_parts(path, newest=True)
+
+
+class NewestRows:
+    """Rows by key of a store as `open_rows` opens it: opened again where another driver sealed or replaced what is read.
+
+    Args:
+        path: its folder.
+        store: it, where it is open already.
+    """
+
+    def __init__(self, path: Path, store: Store | None = None) -> None:
+        self.path = path
+        try:
+            self._take(open_rows(path) if store is None else store)
+        except StoreCorrupt:
+            read_steadily(path, lambda manifest: self._take(open_rows(path)))
+
+    def read(self, key: str, fields: Sequence[str]) -> Record:
+        """As `Store.read`.
+
+        Raises:
+            KeyError: the store had no such row when it was opened.
+            RowMissing, RowFailed: the row holds nothing.
+            StoreCorrupt: a file is not what it should be, and nobody has replaced it.
+        """
+        try:
+            return self._store.read(self._places[key], fields)
+        except StoreCorrupt:
+            return self.reread(key, fields)
+
+    def reread(self, key: str, fields: Sequence[str]) -> Record:
+        """As `read`, of the store as it is now."""
+
+        def again(manifest: Manifest) -> Record:
+            self._take(open_parts(self.path, newest=True))
+            return self._store.read(self._places[key], fields)
+
+        return read_steadily(self.path, again)
+
+    def _take(self, store: Store) -> None:
+        self._places = places_of(store)
+        self._store = store
+
+
+def read_rows(path: Path, read: Callable[[Store], Read]) -> Read:
+    """What `read` finds in a store as `open_rows` opens it: again where another driver sealed, replaced or began anew what
+    was read meanwhile.
+
+    Raises:
+        StoreCorrupt: a file is not what it should be, and nobody has replaced it.
+        PartClaimed: there is no store any more.
+    """
+    while True:
+        try:
+            return read_steadily(path, lambda manifest: read(open_parts(path, newest=True)))
+        except RowError:
+            continue  # of a row that was done, and is being computed anew
+        except SourceNotFound as error:
+            raise PartClaimed(f"{path} is gone: another driver replaced it; run again") from error

@@ -11,7 +11,7 @@ import numpy as np
 from penstock.errors import RowError
 from penstock.models.sam2_config import parse_model_cfg
 from penstock.readers.scenes import Scenes
-from penstock.refine_sink import places_of
+from penstock.refine_sink import NewestRows, places_of
 from penstock.stages.refine import COUNTS
 from penstock.store import Store
 from penstock.store.rows import DONE, FAILED
@@ -148,10 +148,10 @@ def total(scenes: Sequence[SceneStatistics]) -> SceneStatistics:
 
 def frame_lines(store: Store, scenes: Scenes, max_rows: int | None = None) -> Iterator[str]:
     """A line for each done frame: its statistics, and the objects that kept the mask they had, with the reason."""
-    places = places_of(store)
+    rows = NewestRows(store.path, store)
     for key in itertools.islice(scenes.keys, max_rows):
         try:
-            record = store[places[key]]
+            record = rows.read(key, list(store.schema))
         except (KeyError, RowError):
             continue  # not come to yet; or listed among the failures
         numbers = {name: int(np.asarray(record[name])) for name in COUNTS}

@@ -5,13 +5,14 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from penstock.embed_place import output_of, settle, take_place
+from penstock.embed_place import output_of, steady, take_place
 from penstock.errors import BadData, RecipeMismatch
 from penstock.jobs import Job, Launcher, Sink
 from penstock.launch.workers import local_launcher, num_workers_of, require_devices
@@ -67,27 +68,27 @@ def teach(
             machine; nothing was touched.
         OutputRefused: `output` holds something else.
         RecipeMismatch: it was made with another recipe (and `on_change` says refuse); each difference is named.
+        PartClaimed: it was, and is still being written by another run; what was computed stays beside it for the next one.
         BudgetExceeded: more rows failed than allowed.
         OutputFull: no room; what was committed is kept.
     """
     started = time.monotonic()
     pictures, stage = open_input(config)
-    if config.write == "store":
-        settle(config.output)
-    output = _check_output(config, stage)
+    with steady(config.output) if config.write == "store" else nullcontext():
+        output = _check_output(config, stage)
+        known = _known(config, output)
+        sink = _open_sink(replace(config, output=output), stage, disk)
     report = Report(command=COMMAND, output=str(config.output))
     budget = Budget.parse(config.max_failures) if config.max_failures is not None else None
     report.budget = budget or report.budget
     report.notes |= {"config": config.to_json(), "model_type": stage.teacher.name, "device": stage.teacher.device}
     if stage.teacher.identity().get("random_weights"):
         report.notes["random_weights"] = True
-    known = _known(config, output)
     reasons = _reasons(config, pictures, known)
     if left_over := len(known.keys() - set(pictures.keys)):
         report.notes["left_over"] = left_over
     if pictures.without_annotation:
         report.notes["without_annotation"] = pictures.without_annotation
-    sink = _open_sink(replace(config, output=output), stage, disk)
     if config.write == "store" and is_sealed(output) and not num_computed(reasons):
         sink.release()
         say_unchanged(report, reasons, pictures.problems)
@@ -106,9 +107,10 @@ def teach(
             on_progress=on_progress,
             stop=stop,
         ).run()
-    if output != config.output and not report.missing and not report.interrupted:
-        take_place(output, config.output)
-        output = config.output
+    if output != config.output and not report.interrupted:
+        if not num_computed(_reasons(config, pictures, _known(config, output))):
+            take_place(output, config.output)
+        output = output if output.exists() else config.output
     if "bbox" in config.fields and config.write in ("store", "v1"):
         report.notes["without_object"] = _without_object(output)
     return report

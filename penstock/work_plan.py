@@ -4,9 +4,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from penstock.errors import SourceNotFound
 from penstock.report import Report
 from penstock.source import Problem
-from penstock.store.manifest import NAME, Manifest
+from penstock.store.manifest import Manifest
 from penstock.store.rows import DONE, FAILED
 
 COMPUTED = ("missing", "changed input", "failed before")
@@ -62,7 +63,8 @@ def say_unchanged(report: Report, reasons: Mapping[str, int], problems: Sequence
 
 def is_sealed(output: Path) -> bool:
     """Whether a store is there with every part sealed: no row of it is missing."""
-    if not (output / NAME).exists():
+    try:
+        parts = Manifest.load(output).parts
+    except SourceNotFound:
         return False
-    parts = Manifest.load(output).parts
     return bool(parts) and all(entry.sealed and not entry.draft for entry in parts)

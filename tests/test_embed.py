@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +17,17 @@ from PIL import Image
 
 from penstock import registry
 from penstock.embed import EmbedConfig, embed, open_input, plan_embed
-from penstock.embed_place import REPLACED
+from penstock.embed_place import REPLACED, take_place
 from penstock.embed_verify import verify_sample
-from penstock.errors import BudgetExceeded, OutputRefused, RecipeMismatch, RowFailed, SourceNotFound, UsageError
+from penstock.errors import (
+    BudgetExceeded,
+    OutputRefused,
+    PartClaimed,
+    RecipeMismatch,
+    RowFailed,
+    SourceNotFound,
+    UsageError,
+)
 from penstock.geometry.id_pngs import read_panoptic_png, write_panoptic_png
 from penstock.geometry.segment_crops import reference_crop
 from penstock.launch.local import Inline
@@ -32,6 +41,7 @@ from penstock.segments import Segments
 from penstock.source import Source, SourceOffers, Subset
 from penstock.stages.embed import EmbedSegments
 from penstock.store import StoreSink, open_store, write_store
+from penstock.store.claims import Claim
 from penstock.testing import encode_picture
 from penstock.work import Order, Work
 from tests.models.onnx_bytes import channel_means
@@ -41,6 +51,7 @@ from tests.test_bad_input import data_files
 
 torch = pytest.importorskip("torch")
 
+embed_module = sys.modules["penstock.embed"]
 SHARED = Path(__file__).parents[1].parent / "shared"
 CATEGORIES = [{"id": number, "name": f"class-{number}", "isthing": 1} for number in (1, 7, 200)]
 
@@ -268,6 +279,38 @@ def test_killed_while_the_new_store_takes_its_place_the_next_run_ends_it(
     assert data_files(tmp_path / "out") == data_files(tmp_path / "fresh")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["coco", "fresh", "out"]
     assert not (tmp_path / "out" / REPLACED).exists()
+
+
+def test_a_new_store_takes_its_place_when_nobody_writes_in_either(
+    coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = config(coco, tmp_path / "out", max_segments=5)
+    embed(settings)
+    changed = replace(settings, bg_alpha=0.5, on_change="recompute")
+    segments, stage = open_input(changed)
+    first = next(segments.candidates())
+    others: list[StoreSink] = []
+
+    def written_again(fresh: Path, place: Path) -> None:
+        if not others:
+            others.append(embed_module._open_sink(changed, stage, fresh, None))
+            others[0].recompute(replace(first, cheap=first.cheap + 1))
+        take_place(fresh, place)
+
+    monkeypatch.setattr(embed_module, "take_place", written_again)
+    embed(changed, launcher=Inline())
+    assert (tmp_path / "out.recompute").is_dir()
+    others[0].release()
+    claim = Claim(tmp_path / "out" / "part-00000")
+    claim.acquire()
+    with pytest.raises(PartClaimed, match="out/part-00000 is being written by process"):
+        embed(changed, launcher=Inline())
+    claim.release()
+    assert embed(changed, launcher=Inline()).status == "ok"
+    embed(replace(changed, cache_dir=tmp_path / "fresh"))
+    vectors = [[np.asarray(row["embedding"]) for row in open_store(tmp_path / name)] for name in ("out", "fresh")]
+    np.testing.assert_array_equal(*vectors)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["coco", "fresh", "out"]
 
 
 def test_folders_of_the_users_beside_the_output_are_left_alone(coco: Path, tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ class Claim:
             if _content(self.path) == self._token:
                 self.path.unlink(missing_ok=True)
         if self._descriptor is not None:
-            if _is_at(self._descriptor, self.path):
+            if is_at(self._descriptor, self.path):
                 self.path.unlink(missing_ok=True)  # first: who has it open sees that it is gone, and makes another
             os.close(self._descriptor)
             self._descriptor = None
@@ -92,7 +92,7 @@ class Claim:
         except BlockingIOError:
             os.close(descriptor)
             return False
-        if not _is_at(descriptor, self.path):  # its holder gave it back, and removed it, as we opened it
+        if not is_at(descriptor, self.path):  # its holder gave it back, and removed it, as we opened it
             os.close(descriptor)
             raise FileNotFoundError(self.path)
         os.ftruncate(descriptor, 0)
@@ -152,6 +152,14 @@ def is_shared(folder: Path) -> bool:
     return kind.startswith(_SHARED)
 
 
+def is_at(descriptor: int, path: Path) -> bool:
+    """Whether the open file is the one of that name."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
 def _token(fence: int) -> bytes:
     holder = {"host": socket.gethostname(), "pid": os.getpid(), "fence": fence, "since": round(time.time(), 3),
               "nonce": secrets.token_hex(4)}  # fmt: skip
@@ -172,14 +180,6 @@ def _content(path: Path) -> bytes | None:
         return path.read_bytes()
     except FileNotFoundError:
         return None
-
-
-def _is_at(descriptor: int, path: Path) -> bool:
-    """Whether the open file is the one of that name."""
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False
 
 
 def _holder(path: Path) -> str:

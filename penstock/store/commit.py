@@ -1,6 +1,7 @@
 """What driver, ledger and sinks say to each other: admissions, commits, and the lines they become on disk."""
 
 import errno
+import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -88,8 +89,8 @@ def refuse_foreign(path: Path, *, begun: Path | None = None, ours: Sequence[str]
     """
     if path.exists() and not path.is_dir():
         raise OutputRefused(f"{path}: is a file; expected an empty or a new folder; nothing was touched")
-    entries = sorted(entry.name for entry in path.iterdir()) if path.exists() else []
-    if begun is not None and begun.exists():
+    entries = _names_in(path)
+    if begun is not None and (begun.exists() or (begun.parent == path and begun.name in entries)):
         return
     for name, what in (
         ("store.json", "a penstock store (--layout store)"),
@@ -102,6 +103,13 @@ def refuse_foreign(path: Path, *, begun: Path | None = None, ours: Sequence[str]
         raise OutputRefused(
             f"{path}: holds {', '.join(held)}; expected a penstock store or an empty folder; nothing was touched"
         )
+
+
+def _names_in(path: Path) -> list[str]:
+    try:
+        return sorted(os.listdir(path))
+    except FileNotFoundError:
+        return []
 
 
 def require_room(path: Path, size: int) -> None:

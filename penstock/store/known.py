@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from penstock.errors import StoreCorrupt
+from penstock.errors import PartClaimed, SourceNotFound, StoreCorrupt
 from penstock.store.keys import Keys
 from penstock.store.layout import Layout
 from penstock.store.manifest import NAME, Manifest, PartEntry
@@ -31,8 +31,19 @@ class Known:
         self._key_files: dict[str, Keys] = {}
 
     def reload(self) -> None:
-        """Reads the manifest of now."""
-        self.manifest = Manifest.load(self.path)
+        """Reads the manifest of now.
+
+        Raises:
+            PartClaimed: there is none any more.
+            RecipeMismatch: it is that of another store, which has taken the place of this one.
+        """
+        try:
+            manifest = Manifest.load(self.path)
+        except SourceNotFound as error:
+            raise PartClaimed(f"{self.path} is gone: another driver replaced it; run again") from error
+        if (manifest.identity, manifest.schema) != (self.manifest.identity, self.manifest.schema):
+            manifest.check_identity(self.path, self.manifest.identity, self.manifest.schema)
+        self.manifest = manifest
 
     def entry(self, folder: str) -> PartEntry:
         """The part that has, or had, a folder of that name.

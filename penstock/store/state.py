@@ -2,9 +2,11 @@
 
 import itertools
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+from penstock.errors import SourceNotFound
 from penstock.schema import Schema
 from penstock.store.commit import refuse_foreign
 from penstock.store.keys import Keys
@@ -17,7 +19,7 @@ from penstock.store.v1 import CONFIG, SIDE, V1_LAYOUT, open_v1
 
 def known_rows(path: Path) -> dict[str, tuple[int, int]]:
     """State and cheap input key (0: unknown) of each row by key; nothing where there is no output yet."""
-    if (path / NAME).exists():
+    with suppress(SourceNotFound):
         return read_steadily(path, partial(_of_store, path))
     side = path / SIDE
     if (side / ROWS).exists():
@@ -42,8 +44,11 @@ def check_output(path: Path, identity: Mapping[str, object], schema: Schema) -> 
         RecipeMismatch: it was made by another recipe; the message names each difference.
     """
     refuse_foreign(path, begun=path / NAME)
-    if (path / NAME).exists():
-        Manifest.load(path).check_identity(path, identity, schema)
+    try:
+        manifest = Manifest.load(path)
+    except SourceNotFound:
+        return
+    manifest.check_identity(path, identity, schema)
 
 
 def _of_store(path: Path, manifest: Manifest) -> dict[str, tuple[int, int]]:
