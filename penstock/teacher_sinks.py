@@ -24,7 +24,7 @@ from penstock.errors import RowError, StoreCorrupt, UsageError
 from penstock.geometry.boxes import xyxy_to_xywh
 from penstock.jobs import Sink
 from penstock.readers.sa1b_pairs import NPZ_SUFFIXES, parse_member
-from penstock.refine_sink import open_rows, places_of
+from penstock.refine_sink import NewestRows
 from penstock.schema import Field, Record, Schema
 from penstock.source import Candidate
 from penstock.store import StoreSink
@@ -210,7 +210,7 @@ class PairSink(StoreSink):
         for entry in self.known.manifest.parts:
             if entry.sealed and not entry.draft:
                 self._remove_pending(entry.name)  # a run was killed before it did
-        self._reopen_rows()
+        self._rows = NewestRows(self.path)
 
     def writer(self) -> PairWriter:
         """What a worker writes rows with; pickles."""
@@ -247,27 +247,39 @@ class PairSink(StoreSink):
             return self.files.shard(name).exists()
         found = self.files.paths(self.path / name, row, key)
         sizes = [size_of(path) for path in found]
-        recorded = self._recorded(key)
+        try:
+            recorded = self._recorded(key)
+        except RowError:  # another driver computes it anew since it was admitted
+            return False
         return sizes == [int(np.asarray(recorded[field])) for field in _ROWS]
 
     def _recorded(self, key: str) -> Mapping[str, object]:
         try:
-            return self._rows.read(self._places[key], list(_ROWS))
-        except (KeyError, RowError, StoreCorrupt):  # done or sealed, by us or by another, since the store was opened
-            self._reopen_rows()
-        return self._rows.read(self._places[key], list(_ROWS))
-
-    def _reopen_rows(self) -> None:
-        self._rows = open_rows(self.path)
-        self._places = places_of(self._rows)
+            return self._rows.read(key, list(_ROWS))
+        except (KeyError, RowError):  # done, by us or by another, since the store was opened
+            return self._rows.reread(key, list(_ROWS))
 
     def _seal_if_whole(self, part: OpenPart | None, *, complete: bool) -> None:
         """First the TAR, then the part, then the pairs go: whatever happens in between, one of them is there."""
         if part is not None and self.files.in_tars and part.rows and not part.missing:
-            self._pack(part)
+            self._reset_lost(part)
+            if not part.missing:
+                self._pack(part)
         super()._seal_if_whole(part, complete=complete)
         if part is not None and self._parts.get(part.folder.name) is not part:
             self._remove_pending(part.folder.name)
+
+    def _reset_lost(self, part: OpenPart) -> None:
+        """Of a part whose TAR is gone, done rows without a pair are to be computed: another driver had the part when they were
+        looked at, and was killed."""
+        if self.files.shard(part.folder.name).exists():
+            return
+        keys = (part.folder / KEYS).read_bytes().decode().split("\n")
+        done = np.flatnonzero(part.states[: part.rows] == DONE).tolist()
+        lost = [row for row in done if not all(path.exists() for path in self.files.paths(part.folder, row, keys[row]))]
+        if lost:
+            part.ledger.reset(self.disk, lost)
+            part.states[lost] = 0
 
     def _remove_pending(self, name: str) -> None:
         pending = self.files.pending(name)

@@ -262,6 +262,21 @@ def test_a_full_disk_keeps_what_was_committed(tmp_path: Path, stage: Known, writ
         assert files_of(output) == clean
 
 
+def test_a_lost_tar_is_made_anew_although_who_began_it_had_not_looked_at_all_of_its_rows(
+    tmp_path: Path, stage: Known
+) -> None:
+    run(tmp_path / "clean", "tar", stage)
+    run(tmp_path / "out", "tar", stage)
+    shards(tmp_path / "out")[0].unlink()
+    killed = open_teacher_sink(config_of(tmp_path / "out", "tar"), stage)
+    killed.admit([next(Pictures().candidates())])
+    killed.release()
+    assert run(tmp_path / "out", "tar", stage, Pictures(count=1)).done == 1
+    assert run(tmp_path / "out", "tar", stage).status == "ok"
+    contents = [[path.read_bytes() for path in shards(tmp_path / name)] for name in ("out", "clean")]
+    assert contents[0] == contents[1]
+
+
 def test_a_tar_of_which_a_member_is_lost_is_refused_by_name(tmp_path: Path, stage: Known) -> None:
     output = tmp_path / "out"
     run(output, "tar", stage, Pictures(bad=frozenset({1})))
