@@ -116,6 +116,7 @@ class SequenceSink:
         self._claim.acquire()
         with ExitStack() as undo:
             undo.callback(self.release)
+            check_output(path, self.identity, timestamp)  # as another run has left it meanwhile
             known = read_manifest(path)
             self.timestamp = str(known["timestamp"]) if known else timestamp or now
             if not known:
@@ -160,6 +161,8 @@ class SequenceSink:
     def flush(self) -> None:
         """Puts the folders taken in their places, their files flushed before, their names after."""
         taken, self._pending, self._pending_bytes = self._pending, [], 0
+        if taken:
+            self._claim.check()
         flush_folders(self.disk, taken)
         for fresh in taken:
             name = fresh.name.removeprefix(TEMPORARY)
@@ -255,9 +258,9 @@ def check_output(path: Path, identity: Mapping[str, Any], timestamp: str) -> Non
         raise UsageError(f"timestamp: expected YYYYmmdd_HHMMSS, got {timestamp!r}")
     if path.exists() and not path.is_dir():
         raise OutputRefused(f"{path}: is a file; expected an empty or a new folder; nothing was touched")
-    known = read_manifest(path)
+    held = sorted(one.name for one in path.iterdir() if one.name != SIDE)[:3] if path.exists() else []
+    known = read_manifest(path)  # looked for last: another run may have just begun
     if known is None:
-        held = sorted(one.name for one in path.iterdir() if one.name != SIDE)[:3] if path.exists() else []
         if held:
             raise OutputRefused(
                 f"{path}: holds {', '.join(held)}; expected saved sequences with {SIDE}/{MANIFEST}, or an empty folder; "

@@ -72,6 +72,7 @@ class V1Sink:
         self._text_end = 0
         with ExitStack() as undo:
             undo.callback(self.release)
+            check_v1_output(path, self.identity, append=append)  # as another driver has left it meanwhile
             self._open()
             self._recover()
             undo.pop_all()
@@ -315,4 +316,4 @@ def check_v1_output(path: Path, identity: Mapping[str, object], *, append: bool)
             text = "its boxes are XYWH, new ones would be XYXY: run `penstock repair --boxes xyxy` on it first"
             raise OutputRefused(f"{path}: {text}; nothing was touched")
     elif not (path / SIDE).exists():
-        refuse_foreign(path)
+        refuse_foreign(path, begun=path / SIDE)
