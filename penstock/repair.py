@@ -1,8 +1,9 @@
 """repair: cuts torn v1 directories, rebuilds their boxes and masks, and marks damaged rows of stores for recomputing."""
 
+import errno
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -13,7 +14,7 @@ from penstock.check import columns_of, layout_of, verify
 from penstock.check_ledger import Lines, check_v1_ledger, damaged_records, expected_index
 from penstock.check_v1 import FILES, rows_still_right, sizes_of
 from penstock.check_values import Scan, scan
-from penstock.errors import StoreCorrupt, UsageError
+from penstock.errors import PartClaimed, StoreCorrupt, UsageError
 from penstock.repair_boxes import Rebuild, clear_journal, read_journal, write_journal
 from penstock.store.claims import Claim
 from penstock.store.disk import Disk
@@ -135,13 +136,8 @@ def _refuse_doubtful(path: Path) -> None:
 
 
 def _repair_v1(path: Path, rebuild: Rebuild, disk: Disk, report: RepairReport, tell: Progress) -> None:
-    config = read_config(path)
-    report.rows_before = report.rows_after = int(str(config["total_samples"]))
-    if report.dry_run:
-        _mend_tail(path, disk, report, tell)
-        rebuild.run(report, report.rows_after)
-        return
-    with _side_claim(path, disk):
+    with nullcontext() if report.dry_run else _side_claim(path, disk):
+        report.rows_before = report.rows_after = int(str(read_config(path)["total_samples"]))
         _mend_tail(path, disk, report, tell)
         rebuild.run(report, report.rows_after)
 
@@ -157,8 +153,14 @@ def _side_claim(path: Path, disk: Disk) -> Iterator[None]:
         yield
     finally:
         claim.release()
-        if {entry.name for entry in side.iterdir()} <= {claim.path.name}:
-            disk.remove(side)
+        try:
+            side.rmdir()
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
+                raise
+            # It holds something, be it the claim of another driver; or one that did the same has removed it.
+        else:
+            disk.sync_directory(path)
 
 
 def _mend_tail(path: Path, disk: Disk, report: RepairReport, tell: Progress) -> None:
@@ -255,28 +257,42 @@ class _StoreRepair:
         """All parts, one after the other, each under its claim."""
         total = self.report.rows_before = self.report.rows_after = sum(entry.rows for entry in self.manifest.parts)
         visited = 0
-        for entry in self.manifest.parts:
-            folder = self.path / (entry.draft or entry.name)
-            if not folder.is_dir():
-                text = f"{folder}: no such folder; {entry.rows:,} rows are lost: run the job into a new folder"
-                self.report.remaining.append(text)
-                continue
-            if self.report.dry_run:
-                self._part(entry, visited, total)
-            else:
-                with self._claimed(folder):
-                    entry = next(part for part in Manifest.load(self.path).parts if part.name == entry.name)
+        for number in range(len(self.manifest.parts)):
+            with self._steady(number) as entry:
+                folder = self.path / (entry.draft or entry.name)
+                if folder.is_dir():
                     self._part(entry, visited, total)
-            visited += entry.rows
+                    visited += entry.rows
+                else:
+                    text = f"{folder}: no such folder; {entry.rows:,} rows are lost: run the job into a new folder"
+                    self.report.remaining.append(text)
 
     @contextmanager
-    def _claimed(self, folder: Path) -> Iterator[None]:
-        claim = Claim(folder)
-        claim.acquire()
+    def _steady(self, number: int) -> Iterator[PartEntry]:
+        """A part as it is now, under its claim: another driver may have sealed it, or begun a new version, meanwhile."""
+        entry = Manifest.load(self.path).parts[number]
+        while True:
+            folder = self.path / (entry.draft or entry.name)
+            claim = None if self.report.dry_run else Claim(folder)
+            try:
+                if claim is not None and folder.is_dir():
+                    self._acquire(claim, folder)
+                now = Manifest.load(self.path).parts[number]
+                if now == entry:
+                    yield entry
+                    return
+                entry = now
+            finally:
+                if claim is not None:
+                    claim.release()
+
+    def _acquire(self, claim: Claim, folder: Path) -> None:
         try:
-            yield
-        finally:
-            claim.release()
+            claim.acquire()
+        except PartClaimed:
+            if folder.is_dir():
+                raise
+            # Else there is nothing to claim any more: the manifest says what took its place, or that it is lost.
 
     def _part(self, entry: PartEntry, visited: int, total: int) -> None:
         folder = entry.draft or entry.name
