@@ -16,7 +16,7 @@ from typing import Literal, cast, get_args
 
 import orjson
 
-from penstock.errors import OutputRefused, UsageError
+from penstock.errors import OutputRefused, PartClaimed, UsageError
 from penstock.exporters.embedding_files import INDEXES, Layout, files_of, index_of, listed_files, names_of
 from penstock.exporters.embedding_novic import KEYS, write_novic
 from penstock.exporters.embedding_rows import MARKER, PLACES, VECTOR, VectorRows, named, open_rows
@@ -70,6 +70,7 @@ def export_vectors(source: Path | str, output: Path | str, *, format: Format, di
             novic, a vector is not of norm 1, or there is none.
         OutputRefused: the output holds something else; nothing was touched.
         OutputFull: no room; the same call goes on.
+        PartClaimed: another run is writing the same table or cache.
     """
     if format not in FORMATS:
         raise UsageError(f"export of vectors: expected the format {', '.join(FORMATS)}, got {format!r}")
@@ -87,7 +88,9 @@ def export_vectors(source: Path | str, output: Path | str, *, format: Format, di
                 report.notes["files"] = vars(put)
             else:
                 require_free(target, format)
-                report.bytes_written = _WRITERS[format](rows, target, seam)
+                with _alone(target, seam):
+                    require_free(target, format)
+                    report.bytes_written = _WRITERS[format](rows, target, seam)
     finally:
         seam.close()
     report.done = len(rows)
@@ -141,6 +144,7 @@ def put_vectors(rows: VectorRows, folder: Path, layout: Layout, *, disk: Disk | 
     ids = named(rows, layout)
     seam = Disk(flush=False) if disk is None else disk
     with _locked(folder):
+        require_free(folder, layout)  # as another run has left it meanwhile
         marker = {
             "format": "penstock vectors",
             "version": 1,
@@ -223,6 +227,25 @@ def _locked(folder: Path) -> Iterator[None]:
     descriptor = os.open(folder / SIDE, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _alone(folder: Path, disk: Disk) -> Iterator[None]:
+    """The right to write the one file of a folder, which is made: two runs would write into one file.
+
+    Raises:
+        PartClaimed: another run has it.
+    """
+    disk.make_directory(folder)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise PartClaimed(f"{folder}: another run is exporting to it") from error
         yield
     finally:
         os.close(descriptor)

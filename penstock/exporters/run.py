@@ -17,6 +17,7 @@ from penstock.exporters.text import dump
 from penstock.registry import find
 from penstock.report import Budget, Report
 from penstock.sequence_folder import SIDE, flush_folders
+from penstock.store.claims import is_at
 from penstock.store.disk import Disk
 from penstock.store.output import full_said, refused_if_unwritable
 
@@ -148,21 +149,27 @@ def _finish(fresh: Path, target: Path, disk: Disk, sequences: Sequences, exporte
 def _folder_beside(target: Path) -> Iterator[Path]:
     """An empty folder beside the target, locked for this run; it is removed at the end where it is still there."""
     fresh = target.absolute().with_name(f"{TEMPORARY}{target.absolute().name}")
+    just = f"{target}: another run has just exported to it"
     with refused_if_unwritable(target):
         fresh.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(fresh, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            descriptor = os.open(fresh, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError as error:
+            raise PartClaimed(just) from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise PartClaimed(f"{target}: another run is exporting to it") from error
-        if not fresh.exists() or not os.path.samestat(os.fstat(descriptor), fresh.stat()):
-            raise PartClaimed(f"{target}: another run has just exported to it")
+        if not is_at(descriptor, fresh):
+            raise PartClaimed(just)
         try:
+            _require_free(target)
             for left in fresh.iterdir():
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
             yield fresh
         finally:
-            shutil.rmtree(fresh, ignore_errors=True)
+            if is_at(descriptor, fresh):  # else it is that of another run, which began when this one was done
+                shutil.rmtree(fresh, ignore_errors=True)
     finally:
         os.close(descriptor)
