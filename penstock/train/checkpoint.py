@@ -15,7 +15,7 @@ import numpy as np
 import orjson
 import torch
 
-from penstock.errors import OutputFull, RecipeMismatch, SourceNotFound, StoreCorrupt
+from penstock.errors import OutputFull, PartClaimed, RecipeMismatch, SourceNotFound, StoreCorrupt
 from penstock.store.manifest import flat
 from penstock.store.output import full_said, refused_if_unwritable
 
@@ -31,6 +31,7 @@ def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
     Raises:
         OutputFull: no room; nothing is left of it.
         OutputRefused: the folder cannot be written.
+        PartClaimed: another training removed it while it was written.
     """
     aside = path.with_suffix(f".{os.getpid()}.tmp")
     try:
@@ -46,6 +47,10 @@ def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
     except OutputFull:
         aside.unlink(missing_ok=True)
         raise
+    except FileNotFoundError as error:
+        raise PartClaimed(
+            f"{path}: {aside.name} was removed before it was whole: another training writes in this folder; end one of them"
+        ) from error
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
@@ -135,10 +140,10 @@ def remove_old(folder: Path, keep: int) -> None:
     """Keeps the `keep` checkpoints of the most steps, and the best; removes what killed runs left half written."""
     for pattern in ("step_*.tmp", "best.*.tmp"):
         for path in folder.glob(pattern):
-            path.unlink()
+            path.unlink(missing_ok=True)
     found = sorted(path for path in folder.glob("step_*.pt") if _NAME.fullmatch(path.name))
     for path in found[:-keep]:
-        path.unlink()
+        path.unlink(missing_ok=True)
 
 
 def random_state() -> dict[str, Any]:

@@ -33,7 +33,7 @@ from penstock.train.distill_pictures import HELD_FOLDER, save_worst_pictures
 from penstock.train.distributed import Ranks, device_of
 from penstock.train.logs import TensorBoard
 from penstock.train.pieces import Batch, on_device
-from penstock.train.run_folder import begin_with, require_folder, writers_of
+from penstock.train.run_folder import alone_in, begin_with, require_folder, writers_of
 from penstock.train.settings import TrainSettings
 from penstock.train.trainer import Trainer
 
@@ -75,6 +75,7 @@ def run_distill(
         UsageError, SchemaError, SourceNotFound, MissingExtra: wrong settings, or data, weights or packages that are not
             there or do not fit; of the best student, that there is none.
         OutputRefused, OutputFull: output_dir cannot be written.
+        PartClaimed: another run trains into it.
         BadData: baselines.json of the run that goes on is damaged.
         BudgetExceeded: too many rows are bad.
         NotFinite, RecipeMismatch, StateMismatch: as `Trainer`.
@@ -88,7 +89,8 @@ def run_distill(
             require_onnx()
     parts = _Parts(config, ranks, say)
     if way == "train":
-        return _train(parts)
+        with alone_in(config.output_dir, ranks):
+            return _train(parts)
     with tempfile.TemporaryDirectory() as folder:
         trainer, facts = parts.trainer(Path(folder), way)
         if way == "dry-run":

@@ -25,7 +25,7 @@ from penstock.train.dual_loop import DualLoop, DualLoopSettings, Mode
 from penstock.train.dual_loop_config import DualLoopConfig, DualLoopLines
 from penstock.train.dual_loop_data import DualLoopData, caption_cache, open_data, require_captions
 from penstock.train.held_out import HeldOut
-from penstock.train.run_folder import begin_with, require_folder, writers_of
+from penstock.train.run_folder import alone_in, begin_with, require_folder, writers_of
 from penstock.train.settings import TrainSettings
 from penstock.train.trainer import Trainer
 from penstock.train.worst import save_worst
@@ -63,6 +63,7 @@ def run_dual_loop(
     Raises:
         UsageError, MissingExtra, SourceNotFound: wrong settings, or data that are not there.
         OutputRefused, OutputFull: output_dir cannot be written.
+        PartClaimed: another run trains into it.
         BadData, BudgetExceeded: too much of the data is bad, or too many captions are empty.
         NotFinite, RecipeMismatch, StateMismatch: as `Trainer`.
         SystemExit: as `Trainer.run`.
@@ -80,7 +81,8 @@ def run_dual_loop(
         opened = replace(opened, identity={**opened.identity, "caption_cache": _digest(captions)})
     objective = objective_of(config, data, opened, captions)
     if way == "train":
-        return _train(config, ranks, data, opened, objective)
+        with alone_in(config.output_dir, ranks):
+            return _train(config, ranks, data, opened, objective)
     with tempfile.TemporaryDirectory() as folder:
         trainer, facts = _trainer(config, ranks, data, opened, objective, folder=Path(folder), way=way)
         if way == "dry-run":

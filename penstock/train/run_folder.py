@@ -1,13 +1,15 @@
 """What every training run does with its folder and its first weights."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import orjson
 from torch import nn
 
-from penstock.errors import OutputRefused, RecipeMismatch
+from penstock.errors import OutputRefused, PartClaimed, RecipeMismatch
 from penstock.models.weights_file import differences
+from penstock.store.claims import HEARTBEAT_S, STALE_S, Claim
 from penstock.store.output import refused_if_unwritable
 from penstock.train.checkpoint import latest_step, load_checkpoint
 from penstock.train.distributed import Ranks
@@ -33,6 +35,36 @@ def writers_of(folder: Path, ranks: Ranks, *, tensorboard: bool, wandb: str | No
         folder.mkdir(parents=True, exist_ok=True)
     found: list[Writer] = [TensorBoard(folder, from_step=latest_step(folder))] if tensorboard else []
     return found if wandb is None else [*found, WandB(folder, wandb)]
+
+
+@contextmanager
+def alone_in(folder: Path, ranks: Ranks) -> Iterator[None]:
+    """No other training writes in a folder meanwhile: each would remove the checkpoints of the other, and cut its log.
+
+    Args:
+        folder: of the run; made if it is not there.
+        ranks: of the run. The first one holds the claim; where several hosts share the file system, that of a run that was
+            killed is waited for.
+
+    Raises:
+        PartClaimed: another run trains there; on every rank.
+        OutputRefused: the folder cannot be written.
+    """
+    claim, said = Claim(folder), ""
+    if ranks.is_first:
+        with refused_if_unwritable(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                claim.acquire(wait_s=STALE_S + HEARTBEAT_S if claim.shared else 0.0)
+            except PartClaimed as error:
+                said = str(error)
+    said = str(ranks.gathered(said)[0])
+    if said:
+        raise PartClaimed(said)
+    try:
+        yield
+    finally:
+        claim.release()
 
 
 def require_folder(output: Path) -> None:

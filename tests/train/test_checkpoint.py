@@ -10,9 +10,11 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from penstock.errors import OutputFull, StoreCorrupt  # noqa: E402
+from penstock.errors import OutputFull, PartClaimed, StoreCorrupt  # noqa: E402
 from penstock.train import checkpoint  # noqa: E402
 from penstock.train.checkpoint import digest_of, load_checkpoint, remove_old, save_checkpoint, step_path  # noqa: E402
+from penstock.train.distributed import Ranks  # noqa: E402
+from penstock.train.run_folder import alone_in  # noqa: E402
 
 
 class Full(io.FileIO):
@@ -41,6 +43,25 @@ def test_another_fault_of_writing_is_not_called_a_full_disk(tmp_path: Path, monk
     monkeypatch.setattr(checkpoint.torch, "save", fail)
     with pytest.raises(RuntimeError, match="of torch"):
         save_checkpoint(step_path(tmp_path, 1), {"step": 1})
+
+
+def test_a_checkpoint_that_another_training_removed_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def removed(descriptor: int) -> None:
+        remove_old(tmp_path, 1)
+
+    monkeypatch.setattr(checkpoint.os, "fsync", removed)
+    with pytest.raises(PartClaimed, match="another training writes in this folder"):
+        save_checkpoint(step_path(tmp_path, 1), {"step": 1})
+
+
+def test_one_training_writes_in_a_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    refused = pytest.raises(PartClaimed, match="is being written by process")
+    with alone_in(folder, Ranks()), refused, alone_in(folder, Ranks()):
+        pass
+    with alone_in(folder, Ranks()):
+        pass
+    assert not list(folder.iterdir())
 
 
 def test_what_killed_runs_left_is_removed_with_the_old_ones(tmp_path: Path) -> None:

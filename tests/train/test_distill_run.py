@@ -14,9 +14,18 @@ torch = pytest.importorskip("torch")
 
 from penstock.cli import main  # noqa: E402
 from penstock.distill_report import write_report  # noqa: E402
-from penstock.errors import BadData, BudgetExceeded, OutputRefused, RecipeMismatch, SchemaError, UsageError  # noqa: E402
+from penstock.errors import (  # noqa: E402
+    BadData,
+    BudgetExceeded,
+    OutputRefused,
+    PartClaimed,
+    RecipeMismatch,
+    SchemaError,
+    UsageError,
+)
 from penstock.models.decoders import open_decoder  # noqa: E402
 from penstock.models.student_export import load_student  # noqa: E402
+from penstock.store.claims import Claim  # noqa: E402
 from penstock.testing import encode_picture  # noqa: E402
 from penstock.train.checkpoint import BEST, latest, load_checkpoint  # noqa: E402
 from penstock.train.distill_config import DistillConfig  # noqa: E402
@@ -62,6 +71,15 @@ def whole(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("whole") / "run"
     run_distill(config_of(folder, output))
     return output
+
+
+def test_a_second_training_into_a_folder_is_refused(folder: Path, tmp_path: Path) -> None:
+    claim = Claim(tmp_path)
+    claim.acquire()
+    with pytest.raises(PartClaimed, match="is being written by process"):
+        run_distill(config_of(folder, tmp_path, max_steps=1))
+    claim.release()
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_run_trains_evaluates_exports_and_reports(folder: Path, tmp_path: Path) -> None:
