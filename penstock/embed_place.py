@@ -1,5 +1,6 @@
 """Where the vectors of `penstock embed` go: the output, or a folder beside it that takes its place once it is whole."""
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -53,7 +54,8 @@ def steady(place: Path) -> Iterator[None]:
     claim = Claim(place, name="_place")
     while True:
         settle(place)
-        if not (place / NAME).exists():  # nothing whose place could be taken
+        # Without a store there is nothing whose place could be taken; and what cannot be written can still be looked at.
+        if not (place / NAME).exists() or not os.access(place, os.W_OK):
             yield
             return
         try:
