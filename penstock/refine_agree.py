@@ -79,6 +79,9 @@ class Agreement:
         """Where files go."""
         return replace(self.refined, folder=f"{self.refined.folder}_agreed")
 
+    def set_up(self) -> None:
+        """Nothing: there is no model."""
+
     def __call__(self, orders: Sequence[Order]) -> list[Finished]:
         """Does the window of each order's candidate; what is wrong with one is its result."""
         return [self._finished(self.windows[cast(int, order.candidate.index)]) for order in orders]

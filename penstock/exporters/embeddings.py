@@ -234,11 +234,13 @@ def _locked(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _alone(folder: Path, disk: Disk) -> Iterator[None]:
-    """The right to write the one file of a folder, which is made: two runs would write into one file.
+    """The right to write the one file of a folder, which is made, and removed if nothing came into it: two runs would write
+    into one file.
 
     Raises:
         PartClaimed: another run has it.
     """
+    is_new = not folder.exists()
     disk.make_directory(folder)
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -246,6 +248,10 @@ def _alone(folder: Path, disk: Disk) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise PartClaimed(f"{folder}: another run is exporting to it") from error
-        yield
+        try:
+            yield
+        finally:
+            if is_new and not any(folder.iterdir()):
+                folder.rmdir()
     finally:
         os.close(descriptor)
