@@ -188,8 +188,10 @@ class KillDisk(Disk):
 
     def __init__(self, at: int, *, halfway: bool = False) -> None:
         super().__init__(flush=False)
-        self.left = at
+        self.left = self.at = at
         self.halfway = halfway
+        self.writes: list[int] = []
+        """Which operations were writes, the first of all being 1."""
 
     def for_worker(self) -> "KillDisk":
         return self
@@ -205,7 +207,9 @@ class KillDisk(Disk):
         super().resize(path, size)
 
     def write(self, path: Path, content: bytes | memoryview, offset: int) -> None:
-        if self._step():
+        is_last = self._step()
+        self.writes.append(self.at - self.left)
+        if is_last:
             super().write(path, content[: len(content) // 2], offset)
             os.kill(os.getpid(), signal.SIGKILL)
         super().write(path, content, offset)
