@@ -65,10 +65,9 @@ class Known:
         """The ledger's records of rows given as key -> (part, row)."""
         return self._read(lambda: self._records(places))
 
-    def state(self, folder: str, row: int) -> int:
-        """The state of a row now. Of one that is being computed anew, and not done again yet, missing."""
-        self.reload()
-        return int(self._read(lambda: self._ledger(folder).read(row, row + 1))["state"][0])
+    def states(self, folder: str) -> np.ndarray:
+        """The state of each row of a part now, uint8. Of one that is being computed anew, and not done again yet, missing."""
+        return self._read(lambda: self._ledger(folder).states(self.entry(folder).rows))
 
     def forget(self, name: str) -> None:
         """Drops what is kept of the keys of a folder, which has been sealed."""

@@ -62,6 +62,7 @@ class StoreSink:
         self.part_rows = part_rows or max(1, min(MAX_PART_ROWS, PART_BYTES // max(1, self.layout.row_bytes)))
         self._parts: dict[str, OpenPart] = {}
         self._held: dict[str, str] = {}
+        self._ended: dict[str, np.ndarray] = {}  # states of parts that another driver was seen to have sealed
         self._folders: dict[str, Path] = {}
         self._pending: list[Commit] = []
         self._pending_bytes = 0
@@ -103,12 +104,16 @@ class StoreSink:
 
     def enter(self, ticket: Ticket) -> Admission:
         """Takes the claim that a ticket needs, right before its row is computed: "compute", "done" or "held"."""
-        part = self._claimed(ticket.folder.name)
-        if part is not None and not part.states[ticket.row]:
+        folder = ticket.folder.name
+        part = self._claimed(folder)
+        if folder in self._held:
+            return Admission(verdict="held")
+        state = int((self._ended[folder] if part is None else part.states)[ticket.row])
+        if part is not None and not state:
             return Admission(verdict="compute", ticket=ticket)
-        # Held by another driver, or ended by one since it was admitted.
-        state = part.states[ticket.row] if part else self.known.state(ticket.folder.name, ticket.row)
-        return Admission(verdict={DONE: "done", FAILED: "failed"}.get(int(state), "held"))
+        return Admission(
+            verdict={DONE: "done", FAILED: "failed"}.get(state, "held")
+        )  # by another, since it was admitted
 
     @property
     def wants_drain(self) -> bool:
@@ -288,7 +293,7 @@ class StoreSink:
         was read: the manifest is that of now then."""
         if folder in self._parts:
             return self._parts[folder]
-        claim = self._claim(folder)
+        claim = None if folder in self._ended else self._claim(folder)
         if claim is None:
             return None
         with ExitStack() as undo:
@@ -296,6 +301,7 @@ class StoreSink:
             self.known.reload()
             entry = self.known.entry(folder)
             if folder != entry.draft and (entry.sealed or folder != entry.name):
+                self._ended[folder] = self.known.states(folder)
                 return None
             part = OpenPart(entry, self.path / folder, self.layout, claim)
             if entry.growing and not entry.sealed:
