@@ -37,11 +37,6 @@ settings.register_profile(
 settings.load_profile("deterministic")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What forks comes first: a process that has loaded models takes several times as long to fork."""
-    items.sort(key=lambda item: not {"KillDisk", "forked"} & vars(getattr(item, "module", pytest)).keys())
-
-
 def pytest_report_header() -> str:
     """The seed, for whoever repeats the run."""
     return f"seed: PENSTOCK_TEST_SEED={SEED}"
